@@ -1,0 +1,24 @@
+#pragma once
+/*
+ * A bounded pool of worker threads for jobs that may block: whole fetches and ingests (each a readable
+ * sequence of steps that waits for its device lane and for the store), and small parallel loops within them.
+ * Two classes: urgent jobs (fetch, ask, ls) never wait behind relaxed ones (ingest, verify), since at most
+ * half of the workers run relaxed jobs at a time.
+ */
+#include "proto/status.h"
+#include "daemon/base/lane.h"
+
+struct samkv_pool;
+
+/* workers >= 2; at most `queue` jobs wait, more are refused with BUSY. */
+enum samkv_status samkv_pool_new(int workers, int queue, struct samkv_pool **out) SAMKV_MUST_USE;
+
+/* Waits for running jobs and drops queued ones by calling them with cancelled = true. NULL is allowed. */
+void samkv_pool_free(struct samkv_pool *);
+
+/* Never blocks. OK, or BUSY when the queue is full (then fn is not called). Any thread. */
+enum samkv_status samkv_pool_submit(struct samkv_pool *, enum samkv_urgency, void (*fn)(void *arg, bool cancelled),
+                                    void *arg) SAMKV_MUST_USE;
+
+/* Calls fn(arg, i) for i in [0, n), on the caller and on up to `threads` - 1 short-lived helper threads; returns when all are done. */
+void samkv_parallel_for(int n, int threads, void (*fn)(void *arg, int i), void *arg);

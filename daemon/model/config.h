@@ -1,0 +1,36 @@
+#pragma once
+/* A transformer's hyper-parameters, from a Hugging Face config.json or a GGUF file's metadata. */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stddef.h>
+
+#include "proto/status.h"
+#include "proto/tensor.h"
+
+enum samkv_family {
+    SAMKV_FAMILY_LLAMA, /* Llama, Mistral, SmolLM2: nothing special */
+    SAMKV_FAMILY_QWEN2, /* bias on q, k, v */
+    SAMKV_FAMILY_QWEN3, /* RMS norm on q and k heads */
+};
+
+#define SAMKV_MAX_LAYERS   512
+#define SAMKV_MAX_HEAD_DIM 512
+
+struct samkv_model_config {
+    enum samkv_family family;
+    uint32_t layers, hidden, heads, kv_heads, head_dim, ffn, vocab;
+    uint32_t context_tokens; /* max_position_embeddings */
+    float rms_eps;
+    bool qkv_bias, qk_norm, tied_embeddings;
+    int32_t bos, eos; /* -1 when there is none */
+    double inv_freq[SAMKV_MAX_HEAD_DIM / 2]; /* RoPE, scaling applied, float64 */
+    float rope_scale;                        /* factor on cos and sin (YaRN); else 1 */
+};
+
+/* json: config.json's bytes. What is not supported (architecture, rope type, activation, sliding window, ...) gives
+ * UNSUPPORTED with a text that names it; sizes out of bounds or contradictory give INVALID. */
+enum samkv_status samkv_config_from_json(const char *json, size_t bytes, struct samkv_model_config *out,
+                                         struct samkv_error *) SAMKV_MUST_USE;
+
+/* Bounds and consistency, whatever the source: products cannot overflow, heads is a multiple of kv_heads, ... */
+enum samkv_status samkv_config_check(const struct samkv_model_config *, struct samkv_error *) SAMKV_MUST_USE;

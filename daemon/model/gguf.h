@@ -1,0 +1,52 @@
+#pragma once
+/*
+ * Reading GGUF v2 and v3 by mapping the file. The whole directory (metadata, tensor table) is validated against the
+ * file's size at open; nothing in it is trusted. Values are found by key; arrays are read element by element.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/status.h"
+
+struct samkv_gguf;
+
+enum samkv_status samkv_gguf_open(const char *path, struct samkv_gguf **out, struct samkv_error *) SAMKV_MUST_USE;
+/* The same over bytes that the caller keeps until close (tests, fuzzers). */
+enum samkv_status samkv_gguf_from_bytes(const void *bytes, size_t count, struct samkv_gguf **out,
+                                        struct samkv_error *) SAMKV_MUST_USE;
+void samkv_gguf_close(struct samkv_gguf *); /* NULL is allowed */
+
+/* Scalars of any integer, float or bool type, converted; false when the key is missing or not such a scalar or does not fit. */
+bool samkv_gguf_u64(const struct samkv_gguf *, const char *key, uint64_t *out);
+bool samkv_gguf_f64(const struct samkv_gguf *, const char *key, double *out);
+bool samkv_gguf_bool(const struct samkv_gguf *, const char *key, bool *out);
+/* Not NUL-terminated; points into the mapping. */
+bool samkv_gguf_string(const struct samkv_gguf *, const char *key, const char **out, size_t *bytes);
+
+/* Arrays: their length, then elements in ascending order through a cursor (strings have no index in the file). */
+struct samkv_gguf_array {
+    uint32_t type; /* GGUF value type of the elements */
+    uint64_t count;
+    const uint8_t *next, *end; /* private cursor */
+};
+bool samkv_gguf_array(const struct samkv_gguf *, const char *key, struct samkv_gguf_array *out);
+bool samkv_gguf_array_next_string(struct samkv_gguf_array *, const char **out, size_t *bytes);
+bool samkv_gguf_array_next_i64(struct samkv_gguf_array *, int64_t *out);
+bool samkv_gguf_array_next_f64(struct samkv_gguf_array *, double *out);
+
+struct samkv_gguf_tensor {
+    uint32_t type; /* ggml type number */
+    int dims;
+    uint64_t shape[4]; /* shape[0] is the row length (in), shape[1] the number of rows (out): ggml's order */
+    const void *data;
+    uint64_t bytes; /* checked against type, shape and file */
+};
+/* NOT_FOUND without text when there is none; UNSUPPORTED names a tensor type that cannot be read. */
+enum samkv_status samkv_gguf_tensor(const struct samkv_gguf *, const char *name, struct samkv_gguf_tensor *out,
+                                    struct samkv_error *) SAMKV_MUST_USE;
+
+/* Dequantises `count` elements (a multiple of the type's block) from src. False for an unknown type. */
+bool samkv_gguf_dequantise(uint32_t type, const void *src, uint64_t count, float *dst);
+
+const void *samkv_gguf_bytes(const struct samkv_gguf *, size_t *bytes);

@@ -1,0 +1,212 @@
+#pragma once
+/*
+ * The store: documents' KV caches in LMDB, compressed, checksummed, and visible only when whole.
+ * The only room that sees LMDB and zstd. It knows nothing of models or of SamKV: it keeps records.
+ *
+ * Glossary
+ *   document  the KV cache of T tokens behind a preamble, under a content key; in blocks of B tokens.
+ *   block     the unit of reading: all layers' K (before RoPE) and V of up to B tokens, one record.
+ *   index     what selection needs of a document, one record a layer.
+ *   name      (collection, id) → document key. Several names may share a document; the last one's
+ *             removal removes the document.
+ *   snapshot  a consistent view for one request. Documents that are replaced or removed meanwhile
+ *             stay readable in it.
+ *
+ * Threads: all functions may be called by any thread except the event loop's; a snapshot or a writer belongs
+ * to one thread at a time. Writes are executed by the store's own writer thread, which groups commits; calls
+ * return when their transaction is on disk. Bytes on disk are hostile: every record is verified (header
+ * bounds, sizes, xxh3 checksum over header and payload) before a byte of it is used; damage gives CORRUPT.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stddef.h>
+
+#include "proto/status.h"
+#include "proto/tensor.h"
+
+#define SAMKV_KEY_BYTES    16
+#define SAMKV_ID_MAX_BYTES 255
+
+struct samkv_key {
+    uint8_t bytes[SAMKV_KEY_BYTES];
+};
+
+struct samkv_store;
+struct samkv_snapshot;
+struct samkv_writer;
+
+enum samkv_codec {
+    SAMKV_CODEC_RAW = 0,
+    SAMKV_CODEC_ZSTD = 1, /* lossless: bytes split in planes, planes that gain nothing stay raw */
+};
+
+struct samkv_store_options {
+    const char *path;       /* directory, created when missing (mode 0700) */
+    uint64_t max_bytes;     /* hard limit of the data file; 0: what the file system has */
+    enum samkv_codec codec; /* of new blocks */
+    int zstd_level;         /* 0: 1 */
+    bool read_only;         /* verify and show beside a running daemon */
+};
+
+/*
+ * Opens or creates. Clears stale readers, removes what an interrupted ingest left behind (documents never
+ * acknowledged). MISMATCH when the schema is of another version, BUSY when another daemon has it.
+ */
+enum samkv_status samkv_store_open(const struct samkv_store_options *, struct samkv_store **out,
+                                   struct samkv_error *) SAMKV_MUST_USE;
+
+/* Finishes queued writes. NULL is allowed. Snapshots must be gone. */
+void samkv_store_close(struct samkv_store *);
+
+/* ------------------------------------------------------------------ collections */
+
+/* What a collection's first ingest sets, once and for all. */
+struct samkv_collection {
+    char name[SAMKV_ID_MAX_BYTES + 1];
+    char model[64];           /* the name the daemon knows the model by, for messages */
+    uint8_t fingerprint[16];  /* of the model's config, weights and tokenizer */
+    struct samkv_kv_shape shape;
+    uint32_t heads;           /* query heads: the shape of local queries */
+    uint32_t block_tokens, init_tokens, local_tokens;
+    int32_t *preamble;        /* heap, owned; NULL when empty */
+    uint32_t preamble_tokens;
+    struct samkv_key preamble_key; /* the document that holds the preamble's own KV; zero when there is none */
+};
+
+void samkv_collection_deinit(struct samkv_collection *);
+
+/* Creates it, or compares with the one there: MISMATCH with a text that names the first difference. The preamble's document
+ * (if any) must have been written before; the collection holds a reference to it. */
+enum samkv_status samkv_store_collection_put(struct samkv_store *, const struct samkv_collection *,
+                                             struct samkv_error *) SAMKV_MUST_USE;
+
+/* ------------------------------------------------------------------ reading */
+
+enum samkv_status samkv_snapshot_begin(struct samkv_store *, struct samkv_snapshot **out,
+                                       struct samkv_error *) SAMKV_MUST_USE;
+void samkv_snapshot_end(struct samkv_snapshot *);
+
+/* Bytes of record values (as stored) that this snapshot has read from index and block so far; any thread that may use it. */
+uint64_t samkv_snapshot_bytes_read(const struct samkv_snapshot *);
+
+/* NOT_FOUND without error text when there is none. The caller deinits out. */
+enum samkv_status samkv_snapshot_collection(struct samkv_snapshot *, const char *name, struct samkv_collection *out,
+                                            struct samkv_error *) SAMKV_MUST_USE;
+
+struct samkv_manifest {
+    struct samkv_key key;
+    struct samkv_kv_shape shape;
+    uint32_t heads;
+    uint32_t tokens, block_tokens, blocks; /* blocks = ceil(tokens / block_tokens) */
+    uint32_t preamble_tokens;
+    uint32_t local_tokens;    /* the anchors' size that the stored local query was made with */
+    uint64_t bytes_raw;       /* KV before compression */
+    uint64_t bytes_stored;    /* block and index records as stored */
+    uint64_t bytes_index;     /* of which index */
+    int64_t created_unix_s;
+};
+
+struct samkv_name {
+    char id[SAMKV_ID_MAX_BYTES + 1];
+    char *title; /* heap, owned; NULL when none */
+    struct samkv_key key;
+};
+
+void samkv_name_deinit(struct samkv_name *);
+
+/* The document behind (collection, id). NOT_FOUND without text. title may be NULL. */
+enum samkv_status samkv_snapshot_name(struct samkv_snapshot *, const char *collection, const char *id,
+                                      struct samkv_name *out, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_snapshot_manifest(struct samkv_snapshot *, const struct samkv_key *,
+                                          struct samkv_manifest *out, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Document tokens, `count` must be manifest.tokens. */
+enum samkv_status samkv_snapshot_tokens(struct samkv_snapshot *, const struct samkv_key *, int32_t *out, size_t count,
+                                        struct samkv_error *) SAMKV_MUST_USE;
+
+/*
+ * Index of one layer, f32: block means [blocks][kv_heads][head_dim] then the local query [heads][head_dim], both
+ * rotated to document-relative positions. `count` must be blocks * width + heads * head_dim.
+ */
+enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t layer,
+                                       float *out, size_t count, struct samkv_error *) SAMKV_MUST_USE;
+
+/*
+ * Decodes block `block` into 2 * layers pieces: dst[2*l] gets layer l's K (before RoPE), dst[2*l+1] its V, each
+ * (tokens of the block, kv_heads, head_dim) contiguous in the manifest's dtype. This one may run on several threads
+ * at once with the same snapshot (it copies the record out under the snapshot's lock, then decodes).
+ */
+enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
+                                       void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Calls back for every name of a collection in order of id, from the first one > after ("" for all), until fn returns false. */
+enum samkv_status samkv_snapshot_each_name(struct samkv_snapshot *, const char *collection, const char *after,
+                                           bool (*fn)(void *arg, const struct samkv_name *), void *arg,
+                                           struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_snapshot_each_collection(struct samkv_snapshot *,
+                                                 bool (*fn)(void *arg, const struct samkv_collection *), void *arg,
+                                                 struct samkv_error *) SAMKV_MUST_USE;
+
+/* ------------------------------------------------------------------ writing */
+
+/*
+ * A document comes in pieces and shows itself at commit:
+ *   begin → put_block for each block, put_index for each layer, in any order → commit | abort.
+ * When a whole document with this key is there already, begin returns OK with *out = NULL: nothing to do but naming it.
+ * put_* encode on the calling thread and queue; they block while too much is queued (bounded memory) and report what
+ * the writer thread met (FULL, IO). A process killed before commit leaves nothing visible; the next open clears it.
+ */
+enum samkv_status samkv_writer_begin(struct samkv_store *, const struct samkv_manifest *, const int32_t *tokens,
+                                     struct samkv_writer **out, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_writer_block(struct samkv_writer *, uint32_t block, const void *const *src,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_writer_index(struct samkv_writer *, uint32_t layer, const float *index, size_t count,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
+/*
+ * On disk when it returns OK, together with the name (collection, id, title) if `collection` is not NULL. Frees the
+ * writer in every case. A document committed without a name (a preamble) is kept while the process lives or until a
+ * collection or a name refers to it; the next open removes documents without any reference.
+ */
+enum samkv_status samkv_writer_commit(struct samkv_writer *, const char *collection, const char *id,
+                                      const char *title, struct samkv_error *) SAMKV_MUST_USE;
+void samkv_writer_abort(struct samkv_writer *); /* NULL is allowed */
+
+/* Points (collection, id) at a committed document, durably; what it pointed at before loses a reference. NOT_FOUND when
+ * the document is gone (removed meanwhile): ingest it again. */
+enum samkv_status samkv_store_name_put(struct samkv_store *, const char *collection, const char *id, const char *title,
+                                       const struct samkv_key *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Removes the name, and the document with its last name. NOT_FOUND without text when there is none. */
+enum samkv_status samkv_store_name_remove(struct samkv_store *, const char *collection, const char *id,
+                                          struct samkv_error *) SAMKV_MUST_USE;
+
+/* Replaces one damaged block or index record of a visible document (after recomputing it). */
+enum samkv_status samkv_store_block_rewrite(struct samkv_store *, const struct samkv_manifest *, uint32_t block,
+                                            const void *const *src, struct samkv_error *) SAMKV_MUST_USE;
+
+/* ------------------------------------------------------------------ care */
+
+struct samkv_verify_report {
+    uint64_t documents, blocks, bytes;
+    uint64_t damaged; /* records with a wrong checksum, size or that are missing */
+};
+
+/* Reads every record of a document and checks it; adds to *report. OK also when damage was found (see report->damaged). */
+enum samkv_status samkv_snapshot_verify(struct samkv_snapshot *, const struct samkv_key *,
+                                        struct samkv_verify_report *report, struct samkv_error *) SAMKV_MUST_USE;
+
+struct samkv_store_stats {
+    uint64_t collections, names, documents;
+    uint64_t bytes_file, bytes_used, bytes_limit; /* data file, pages in use, limit */
+    uint64_t bytes_raw, bytes_stored;             /* over all documents */
+    uint64_t readers, commits;
+};
+
+enum samkv_status samkv_store_stats(struct samkv_store *, struct samkv_store_stats *out,
+                                    struct samkv_error *) SAMKV_MUST_USE;
+
+/* The content key: model fingerprint, dtype, preamble tokens, block size, local_tokens, document tokens. Pure. */
+void samkv_document_key(const uint8_t fingerprint[16], enum samkv_dtype dtype, const int32_t *preamble,
+                        size_t preamble_count, uint32_t block_tokens, uint32_t local_tokens, const int32_t *tokens,
+                        size_t count, struct samkv_key *out);

@@ -1,0 +1,182 @@
+#pragma once
+/*
+ * The operation table: every numeric step of a transformer's forward pass and of SamKV, as an
+ * interface that the CPU (kernels/cpu) and CUDA (kernels/cuda) implement as twins. The forward pass
+ * and the recomputation are written once over this table.
+ *
+ * Glossary
+ *   device     one processor with its memory: the CPU, or one GPU.
+ *   stream     an ordered queue of operations on a device. CPU streams run each operation at once, on
+ *              OpenMP threads.
+ *   row        one token's vector. Matrices are row-major; `ld*` is the distance between rows in elements.
+ *   activation type  the element type of hidden states, weights and KV caches on a device: device->dtype,
+ *              f32 on the CPU, bf16 or f16 on CUDA. Accumulation is f32 everywhere.
+ *   KV cache   K and V of one layer, each (keys, kv_heads, head_dim), rows contiguous, K AFTER RoPE, rows in
+ *              ascending order of position. So what a query row may see, "causal by position", is a range of rows.
+ *   RoPE table for n rows: float [n][2][head_dim/2], cosines then sines (rotate-half convention of HF: element
+ *              i is paired with i + head_dim/2). Always f32, made from float64 angles: at position 8,000 a
+ *              float32 angle is wrong in the fourth digit.
+ *
+ * Errors: operations return nothing. A failure (a launch that failed, a device that was lost) sticks to the
+ * stream, later operations on it do nothing, and the next sync() reports and clears it.
+ * Threads: a stream belongs to one thread at a time. Arguments are checked by callers; operations assert.
+ * All pointers are device pointers except where "host" is said. On a `unified` device they are the same.
+ */
+#include <stdbool.h>
+#include <stdint.h>
+#include <stddef.h>
+
+#include "proto/status.h"
+#include "proto/tensor.h"
+
+struct samkv_ops;
+
+struct samkv_device {
+    const struct samkv_ops *ops;
+    enum samkv_dtype dtype; /* activation type */
+    bool unified;           /* device pointers are host pointers: weights and replies need no copy */
+    char name[64];          /* "cpu (avx512, 2 threads)", "cuda:0 NVIDIA H100 80GB HBM3" */
+};
+
+struct samkv_stream {
+    struct samkv_device *device;
+};
+
+/* y[n, out] (+)= x[n, in] · wᵀ + bias. w is (out, in) row-major with ld = in, as Hugging Face stores it. */
+struct samkv_matmul {
+    const void *x;
+    size_t ldx;
+    const void *w;
+    const void *bias; /* [out] or NULL */
+    void *y;
+    size_t ldy;
+    int n, in, out;
+    bool accumulate; /* add to what y holds (the residual) instead of replacing it */
+};
+
+/*
+ * out[i] = softmax(scale · q_i · Kᵀ) · V for each row i and query head, GQA: query head h reads KV head
+ * h / (heads / kv_heads). Row i sees keys [0, prefix) and [first[i], limit[i]).
+ * first == NULL means prefix (so simply [0, limit[i])). limit[i] >= 1 or prefix >= 1: a row sees something.
+ * limit is non-decreasing over rows that share a first; first is non-decreasing.
+ * No T×T matrix is ever held.
+ */
+struct samkv_attention {
+    const void *q; /* [n, heads, head_dim], after RoPE */
+    size_t ldq;
+    const void *k, *v; /* [n_keys, kv_heads, head_dim], row stride kv_heads * head_dim */
+    void *out;         /* [n, heads, head_dim] */
+    size_t ldo;
+    int n, n_keys;
+    int heads, kv_heads, head_dim;
+    float scale;
+    int prefix;
+    const int32_t *first; /* [n] on the device, or NULL */
+    const int32_t *limit; /* [n] on the device */
+};
+
+enum samkv_update {
+    SAMKV_UPDATE_OVERWRITE = 0, /* new values replace old */
+    SAMKV_UPDATE_COSINE = 1,    /* θ = clamp(cos(K_old, K_new), 0, 1) for each token and KV head */
+    SAMKV_UPDATE_THETA = 2,     /* a fixed θ */
+};
+
+/*
+ * A layer's cache write: for row i, with r = rows[i] (rows == NULL: r = first_row + i):
+ *   K[r] = (1−θ)·K[r] + θ·rope(k_i),  V[r] = (1−θ)·V[r] + θ·v_i
+ * Rows i >= fresh_from hold tokens that were not cached before (the query) and always overwrite.
+ * The cosine is the same before and after RoPE, since both sides are rotated by the same angle.
+ */
+struct samkv_kv_write {
+    const void *k, *v; /* [n, kv_heads, head_dim] before RoPE */
+    size_t ld;
+    const float *rope;   /* [n][2][head_dim/2] */
+    const int32_t *rows; /* [n] on the device, or NULL */
+    int first_row;
+    void *k_cache, *v_cache;
+    int n, kv_heads, head_dim;
+    enum samkv_update update;
+    float theta; /* for SAMKV_UPDATE_THETA */
+    int fresh_from;
+};
+
+/*
+ * Stored rows into a layer's cache: K_cache[first_row + i] = rope(convert(k_src[i])), V likewise without RoPE.
+ * k_src may be the destination itself when the types are equal.
+ */
+struct samkv_place {
+    const void *k_src, *v_src; /* [n, kv_heads, head_dim], K before RoPE */
+    enum samkv_dtype src_dtype;
+    const float *rope; /* [n][2][head_dim/2] */
+    void *k_cache, *v_cache;
+    int first_row;
+    int n, kv_heads, head_dim;
+};
+
+struct samkv_ops {
+    /* --- memory and order --- */
+    enum samkv_status (*alloc)(struct samkv_device *, size_t bytes, void **out) SAMKV_MUST_USE; /* 64-byte aligned */
+    void (*release)(struct samkv_device *, void *);                                             /* NULL is allowed */
+    /* Host memory that copies run fastest from (page-locked on CUDA). */
+    enum samkv_status (*host_alloc)(struct samkv_device *, size_t bytes, void **out) SAMKV_MUST_USE;
+    void (*host_release)(struct samkv_device *, void *);
+    enum samkv_status (*stream_new)(struct samkv_device *, struct samkv_stream **out) SAMKV_MUST_USE;
+    void (*stream_free)(struct samkv_stream *);
+    void (*upload)(struct samkv_stream *, void *dst, const void *host_src, size_t bytes);
+    void (*download)(struct samkv_stream *, void *host_dst, const void *src, size_t bytes);
+    void (*copy)(struct samkv_stream *, void *dst, const void *src, size_t bytes);
+    void (*zero)(struct samkv_stream *, void *dst, size_t bytes);
+    /* Waits for everything on the stream; the first failure since the last sync. */
+    enum samkv_status (*sync)(struct samkv_stream *, struct samkv_error *) SAMKV_MUST_USE;
+    void (*device_free)(struct samkv_device *);
+
+    /* --- transformer --- */
+    /* out[i] = table[ids[i]], [n, width] */
+    void (*embed)(struct samkv_stream *, const void *table, const int32_t *ids, int n, int width, void *out);
+    /* out = x / rms(x) · gain over each row of `width`, rows at distance ldx and ldo. In place is allowed. */
+    void (*rmsnorm)(struct samkv_stream *, const void *x, size_t ldx, const void *gain, float eps, int n, int width,
+                    void *out, size_t ldo);
+    /* The same over each head of each row, in place: x [n, heads, head_dim] (Qwen3's q_norm and k_norm). */
+    void (*head_norm)(struct samkv_stream *, void *x, size_t ldx, const void *gain, float eps, int n, int heads,
+                      int head_dim);
+    void (*matmul)(struct samkv_stream *, const struct samkv_matmul *);
+    /* table [n][2][half] of cos and sin of pos[i]·inv_freq[j] (angles in float64), times `scale` (YaRN's, else 1) */
+    void (*rope_table)(struct samkv_stream *, const double *inv_freq, int half, const int32_t *pos, int n, float scale,
+                       float *table);
+    /* Rotates x [n, heads, head_dim] in place. */
+    void (*rope)(struct samkv_stream *, void *x, size_t ldx, const float *table, int n, int heads, int head_dim);
+    void (*attention)(struct samkv_stream *, const struct samkv_attention *);
+    /* out[n, ffn] = silu(gate) · up, where a row of gate_up is gate [ffn] then up [ffn] */
+    void (*swiglu)(struct samkv_stream *, const void *gate_up, int n, int ffn, void *out);
+
+    /* --- KV cache --- */
+    void (*kv_write)(struct samkv_stream *, const struct samkv_kv_write *);
+    void (*place)(struct samkv_stream *, const struct samkv_place *);
+    /* out[i] = x[rows[i]], [n, width]; out is not x */
+    void (*gather)(struct samkv_stream *, const void *x, const int32_t *rows, int n, int width, void *out);
+    /* count elements from one type to another; dst may be src when the types are equal (then nothing happens) */
+    void (*convert)(struct samkv_stream *, const void *src, enum samkv_dtype src_dtype, void *dst,
+                    enum samkv_dtype dst_dtype, size_t count);
+
+    /* --- SamKV's index and scores, always f32 --- */
+    /* out[s] = mean of x rows [offsets[s], offsets[s+1]), s < segments; x [.., width] in the activation type at
+     * distance ldx, out [segments, width] f32. offsets is on the device. An empty segment gives zeros. */
+    void (*segment_mean)(struct samkv_stream *, const void *x, size_t ldx, const int32_t *offsets, int segments,
+                         int width, float *out);
+    /* Rotates f32 rows in place: rope() for the index's vectors. */
+    void (*rope_f32)(struct samkv_stream *, float *x, const float *table, int n, int heads, int head_dim);
+    /* out[b] = Σ_j kmean[b][j] · query[j]; kmean [blocks, width], query [width] */
+    void (*block_scores)(struct samkv_stream *, const float *kmean, const float *query, int blocks, int width,
+                         float *out);
+};
+
+/* The CPU. threads 0: all that the process may run on. Free with ops->device_free. */
+enum samkv_status samkv_cpu_device_new(int threads, struct samkv_device **out, struct samkv_error *err) SAMKV_MUST_USE;
+
+/*
+ * `spec` is "auto", "cpu", "cuda" or "cuda:N"; dtype the activation type wanted on a GPU (the CPU computes in f32).
+ * "auto" takes the first GPU and falls back to the CPU with a line in `note` (may be NULL) that says why;
+ * "cuda" without a usable GPU is an error.
+ */
+enum samkv_status samkv_device_open(const char *spec, enum samkv_dtype dtype, struct samkv_device **out, char *note,
+                                    size_t note_bytes, struct samkv_error *err) SAMKV_MUST_USE;
