@@ -1,0 +1,74 @@
+#pragma once
+/*
+ * Fetch: from document ids and a query to a sparse, recomputed KV cache in a sealed memfd.
+ *   manifests → index (stable layers) and anchors → query over the anchors (lane) → select → kept blocks
+ *   → recompute (lane) → seal. Steps and words: samkv-algorithm in the README.
+ * Called on a pool worker; blocks. The store is read in one snapshot.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/status.h"
+#include "daemon/samkv/models.h"
+#include "daemon/store/store.h"
+
+#define SAMKV_MAX_DOCUMENTS 4096 /* of one request */
+
+struct samkv_fetch_request {
+    const char *collection; /* NULL or "": "default" */
+    const char *const *ids;
+    size_t id_count;
+    const char *query_text; /* or NULL when tokens are given */
+    size_t query_bytes;
+    const int32_t *query_tokens;
+    size_t query_count;
+    double ratio;                     /* (0, 1] */
+    bool fixed;                       /* selection=fixed, else dynamic */
+    const uint32_t *stable_layers;    /* NULL: the default */
+    size_t stable_count;
+    int64_t init_tokens, local_tokens; /* -1: the collection's */
+    enum samkv_update update;
+    double theta;
+    bool no_recompute;
+    bool compact; /* positions=compact, else original */
+    bool with_query;
+    const bool *cancelled; /* the client is gone; may be NULL */
+};
+
+struct samkv_fetch_timing {
+    double total, index, query, select, read, recompute, reply, queue; /* milliseconds */
+};
+
+/* Offsets are from the start of the memory; see FetchReply in samkv.proto. */
+struct samkv_fetch_layout {
+    uint64_t memory_bytes, k_offset, v_offset, layer_stride;
+    uint64_t tokens_offset, doc_offset, index_offset, position_offset, logits_offset;
+    enum samkv_dtype dtype;
+    uint32_t layers, rows, kv_heads, head_dim, vocab;
+};
+
+struct samkv_fetch_result {
+    int memfd; /* sealed, a valid safetensors file; owned by the result; -1 when ask keeps the cache */
+    struct samkv_fetch_layout layout;
+    uint32_t documents;
+    uint32_t preamble_tokens, kept_tokens, total_tokens, next_position;
+    double sequence_ratio, recompute_ratio;
+    double *top_p;             /* [documents] */
+    uint32_t *document_tokens; /* [documents] */
+    uint32_t **keep;           /* [documents][keep_count[i]] block numbers, ascending */
+    uint32_t *keep_count;      /* [documents] */
+    uint32_t *stable_layers;
+    uint32_t stable_count;
+    uint64_t bytes_read, bytes_stored;
+    bool anchors_exceed_budget;
+    char backend[64];
+    struct samkv_fetch_timing timing_ms;
+};
+
+/* Values that mean "as the collection or the model has it". */
+void samkv_fetch_request_init(struct samkv_fetch_request *);
+
+enum samkv_status samkv_fetch(struct samkv_models *, struct samkv_store *, const struct samkv_fetch_request *,
+                              struct samkv_fetch_result *out, struct samkv_error *) SAMKV_MUST_USE;
+void samkv_fetch_result_deinit(struct samkv_fetch_result *);

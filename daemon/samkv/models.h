@@ -1,0 +1,48 @@
+#pragma once
+/*
+ * The models that a daemon serves, each with the device and lane that run it. Filled at start, then read-only.
+ */
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/status.h"
+#include "proto/tensor.h"
+#include "daemon/base/lane.h"
+#include "daemon/model/model.h"
+
+#define SAMKV_MAX_MODELS 16
+
+/* What a lane's jobs work in; private to samkv and the jobs. See forward.h. */
+struct samkv_workspace;
+
+struct samkv_engine {
+    struct samkv_model *model;
+    struct samkv_device *device;
+    struct samkv_lane *lane;
+    struct samkv_stream *stream;
+    struct samkv_workspace *workspace;
+    enum samkv_dtype stored; /* element type of what is kept on disk and handed out */
+};
+
+struct samkv_models {
+    struct samkv_engine engines[SAMKV_MAX_MODELS];
+    size_t count;
+};
+
+struct samkv_models_options {
+    const char *const *specs; /* "NAME=PATH" or "PATH" (named after its last component) */
+    size_t spec_count;
+    const char *device; /* see samkv_device_open */
+    int dtype;          /* enum samkv_dtype of the store, -1: f32 on the CPU, bf16 on a GPU */
+    int threads;        /* 0: all */
+};
+
+/* Opens the device and loads every model; logs one line each. */
+enum samkv_status samkv_models_open(const struct samkv_models_options *, struct samkv_models **out,
+                                    struct samkv_error *) SAMKV_MUST_USE;
+void samkv_models_close(struct samkv_models *); /* NULL is allowed */
+
+/* By name; NULL or "" is the first. NULL when there is none. */
+struct samkv_engine *samkv_models_find(struct samkv_models *, const char *name);
+/* By fingerprint: what a collection was made with. */
+struct samkv_engine *samkv_models_match(struct samkv_models *, const uint8_t fingerprint[16]);
