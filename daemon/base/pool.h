@@ -10,7 +10,7 @@
 
 struct samkv_pool;
 
-/* workers >= 2; at most `queue` jobs wait, more are refused with BUSY. */
+/* workers >= 2; at most `queue` jobs of each class wait, more are refused with BUSY. */
 enum samkv_status samkv_pool_new(int workers, int queue, struct samkv_pool **out) SAMKV_MUST_USE;
 
 /* Waits for running jobs and drops queued ones by calling them with cancelled = true. NULL is allowed. */

@@ -1,0 +1,175 @@
+#include "daemon/base/pool.h"
+
+#include <assert.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+#include "daemon/base/thread.h"
+
+#define PARALLEL_MAX_THREADS 256
+
+struct pool_job {
+    void (*fn)(void *arg, bool cancelled);
+    void *arg;
+    struct pool_job *next;
+};
+
+struct pool_queue {
+    struct pool_job *first, **last;
+    int count;
+};
+
+struct samkv_pool {
+    pthread_mutex_t lock; /* of everything below */
+    pthread_cond_t arrived;
+    struct pool_queue queues[2]; /* by enum samkv_urgency */
+    int queue_limit;             /* of each class */
+    int relaxed_running, relaxed_limit;
+    bool ending;
+    int workers;
+    pthread_t threads[];
+};
+
+static struct pool_job *pop(struct pool_queue *q)
+{
+    struct pool_job *job = q->first;
+    if (!job)
+        return NULL;
+    q->first = job->next;
+    if (!q->first)
+        q->last = &q->first;
+    q->count--;
+    return job;
+}
+
+/* The next job that may run now, or NULL. */
+static struct pool_job *take(struct samkv_pool *pool, enum samkv_urgency *urgency)
+{
+    struct pool_job *job = pop(&pool->queues[ *urgency = SAMKV_URGENT]);
+    if (!job && pool->relaxed_running < pool->relaxed_limit)
+        job = pop(&pool->queues[ *urgency = SAMKV_RELAXED]);
+    return job;
+}
+
+static void *worker_main(void *arg)
+{
+    struct samkv_pool *pool = arg;
+    pthread_mutex_lock(&pool->lock);
+    while (!pool->ending) {
+        enum samkv_urgency urgency;
+        struct pool_job *job = take(pool, &urgency);
+        if (!job) {
+            pthread_cond_wait(&pool->arrived, &pool->lock);
+            continue;
+        }
+        pool->relaxed_running += urgency == SAMKV_RELAXED;
+        pthread_mutex_unlock(&pool->lock);
+        job->fn(job->arg, false);
+        free(job);
+        pthread_mutex_lock(&pool->lock);
+        pool->relaxed_running -= urgency == SAMKV_RELAXED;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return NULL;
+}
+
+enum samkv_status samkv_pool_new(int workers, int queue, struct samkv_pool **out)
+{
+    assert(workers >= 2 && queue >= 0);
+    struct samkv_pool *pool = calloc(1, sizeof *pool + (size_t)workers * sizeof *pool->threads);
+    if (!pool)
+        return SAMKV_NO_MEMORY;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->arrived, NULL);
+    for (int i = 0; i < 2; i++)
+        pool->queues[i].last = &pool->queues[i].first;
+    pool->queue_limit = queue;
+    pool->relaxed_limit = workers / 2;
+    for (; pool->workers < workers; pool->workers++) {
+        enum samkv_status st = samkv_thread_start(&pool->threads[pool->workers], "samkv-worker", worker_main, pool);
+        if (st != SAMKV_OK) {
+            samkv_pool_free(pool);
+            return st;
+        }
+    }
+    *out = pool;
+    return SAMKV_OK;
+}
+
+void samkv_pool_free(struct samkv_pool *pool)
+{
+    if (!pool)
+        return;
+    pthread_mutex_lock(&pool->lock);
+    pool->ending = true; /* submit refuses and workers take nothing from here on */
+    pthread_cond_broadcast(&pool->arrived);
+    pthread_mutex_unlock(&pool->lock);
+    for (int i = 0; i < pool->workers; i++)
+        pthread_join(pool->threads[i], NULL);
+    for (int i = 0; i < 2; i++) {
+        struct pool_job *job;
+        while ((job = pop(&pool->queues[i]))) {
+            job->fn(job->arg, true);
+            free(job);
+        }
+    }
+    pthread_cond_destroy(&pool->arrived);
+    pthread_mutex_destroy(&pool->lock);
+    free(pool);
+}
+
+enum samkv_status samkv_pool_submit(struct samkv_pool *pool, enum samkv_urgency urgency,
+                                    void (*fn)(void *arg, bool cancelled), void *arg)
+{
+    struct pool_job *job = malloc(sizeof *job);
+    if (!job)
+        return SAMKV_NO_MEMORY;
+    *job = (struct pool_job){.fn = fn, .arg = arg};
+    pthread_mutex_lock(&pool->lock);
+    struct pool_queue *q = &pool->queues[urgency];
+    bool accepted = !pool->ending && q->count < pool->queue_limit;
+    if (accepted) {
+        *q->last = job;
+        q->last = &job->next;
+        q->count++;
+        /* A worker that finds only a relaxed job it may not take sleeps on: whoever ends a relaxed job takes the next.
+         */
+        pthread_cond_signal(&pool->arrived);
+    }
+    pthread_mutex_unlock(&pool->lock);
+    if (!accepted)
+        free(job);
+    return accepted ? SAMKV_OK : SAMKV_BUSY;
+}
+
+struct parallel_loop {
+    void (*fn)(void *arg, int i);
+    void *arg;
+    int n;
+    atomic_int next;
+};
+
+static void *parallel_main(void *arg)
+{
+    struct parallel_loop *loop = arg;
+    int i;
+    while ((i = atomic_fetch_add(&loop->next, 1)) < loop->n)
+        loop->fn(loop->arg, i);
+    return NULL;
+}
+
+void samkv_parallel_for(int n, int threads, void (*fn)(void *arg, int i), void *arg)
+{
+    struct parallel_loop loop = {.fn = fn, .arg = arg, .n = n};
+    pthread_t helpers[PARALLEL_MAX_THREADS];
+    int wanted = (threads < n ? threads : n) - 1, started = 0;
+    if (wanted > PARALLEL_MAX_THREADS)
+        wanted = PARALLEL_MAX_THREADS;
+    /* With fewer helpers than wanted the caller simply does more itself. */
+    while (started < wanted && samkv_thread_start(&helpers[started], "samkv-helper", parallel_main, &loop) == SAMKV_OK)
+        started++;
+    parallel_main(&loop);
+    for (int i = 0; i < started; i++)
+        pthread_join(helpers[i], NULL);
+}
