@@ -25,6 +25,7 @@ struct samkv_engine {
 };
 
 struct samkv_models {
+    struct samkv_device *device;
     struct samkv_engine engines[SAMKV_MAX_MODELS];
     size_t count;
 };
@@ -34,7 +35,7 @@ struct samkv_models_options {
     size_t spec_count;
     const char *device; /* see samkv_device_open */
     int dtype;          /* enum samkv_dtype of the store, -1: f32 on the CPU, bf16 on a GPU */
-    int threads;        /* 0: all */
+    int threads;        /* of the CPU; 0: all */
 };
 
 /* Opens the device and loads every model; logs one line each. */

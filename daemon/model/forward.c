@@ -1,0 +1,482 @@
+#include "daemon/model/forward.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+/* Large enough that the matrix products run at full rate, small enough that a chunk's activations stay near the cores.
+ */
+#define CHUNK_ROWS_CPU 512
+#define CHUNK_ROWS_GPU 8192
+
+struct samkv_workspace {
+    struct samkv_device *device;
+    int chunk_rows;
+    int rows; /* what the buffers below hold */
+    void *hidden, *hidden_next, *norm, *qkv, *attended, *gate_up, *activated;
+    float *rope;
+    int32_t *ids, *positions, *cache_rows, *limits, *keep;
+    double *inv_freq;
+    void *logits; /* [vocab] in the activation type */
+    float *logits_f32;
+};
+
+/* ------------------------------------------------------------------ KV cache */
+
+enum samkv_status samkv_kv_cache_init(struct samkv_kv_cache *cache, const struct samkv_model *model, size_t rows,
+                                      struct samkv_error *err)
+{
+    const struct samkv_model_config *c = &model->config;
+    size_t row_bytes = (size_t)c->kv_heads * c->head_dim * samkv_dtype_bytes(model->device->dtype);
+    size_t layer, total;
+    *cache = (struct samkv_kv_cache){0};
+    if (__builtin_mul_overflow(rows, row_bytes, &layer) || __builtin_mul_overflow(layer, 2 * (size_t)c->layers, &total))
+        return samkv_fail(err, SAMKV_TOO_LARGE, "a KV cache of %zu tokens is too large: ask for fewer documents", rows);
+    if (model->device->ops->alloc(model->device, total ? total : 1, &cache->allocation))
+        return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a KV cache of %zu tokens (%zu MB): ask for less", rows,
+                          total >> 20);
+    cache->k = cache->allocation;
+    cache->v = cache->k + layer * c->layers;
+    cache->layer_stride_bytes = layer;
+    cache->rows = rows;
+    return SAMKV_OK;
+}
+
+void samkv_kv_cache_deinit(struct samkv_kv_cache *cache, struct samkv_device *device)
+{
+    if (cache->allocation)
+        device->ops->release(device, cache->allocation);
+    *cache = (struct samkv_kv_cache){0};
+}
+
+/* ------------------------------------------------------------------ workspace */
+
+static void release_rows(struct samkv_workspace *ws)
+{
+    void **buffers[] = {&ws->hidden,
+                        &ws->hidden_next,
+                        &ws->norm,
+                        &ws->qkv,
+                        &ws->attended,
+                        &ws->gate_up,
+                        &ws->activated,
+                        (void **)&ws->rope,
+                        (void **)&ws->ids,
+                        (void **)&ws->positions,
+                        (void **)&ws->cache_rows,
+                        (void **)&ws->limits,
+                        (void **)&ws->keep};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
+        ws->device->ops->release(ws->device, *buffers[i]);
+        *buffers[i] = NULL;
+    }
+    ws->rows = 0;
+}
+
+/* Makes room for a chunk of `rows`. Grows by doubling, so a lane settles after a few requests. */
+static enum samkv_status reserve_rows(struct samkv_workspace *ws, const struct samkv_model_config *c, int rows)
+{
+    if (rows <= ws->rows)
+        return SAMKV_OK;
+    int target = ws->rows ? ws->rows : 64;
+    while (target < rows)
+        target *= 2;
+    if (target > ws->chunk_rows)
+        target = ws->chunk_rows;
+    release_rows(ws);
+
+    size_t n = (size_t)target, e = samkv_dtype_bytes(ws->device->dtype);
+    size_t q_width = (size_t)c->heads * c->head_dim, qkv_width = q_width + 2 * (size_t)c->kv_heads * c->head_dim;
+    const struct {
+        void **to;
+        size_t bytes;
+    } wanted[] = {
+        {&ws->hidden, n * c->hidden * e},
+        {&ws->hidden_next, n * c->hidden * e},
+        {&ws->norm, n * c->hidden * e},
+        {&ws->qkv, n * qkv_width * e},
+        {&ws->attended, n * q_width * e},
+        {&ws->gate_up, n * 2 * c->ffn * e},
+        {&ws->activated, n * c->ffn * e},
+        {(void **)&ws->rope, n * c->head_dim * sizeof(float)},
+        {(void **)&ws->ids, n * sizeof(int32_t)},
+        {(void **)&ws->positions, n * sizeof(int32_t)},
+        {(void **)&ws->cache_rows, n * sizeof(int32_t)},
+        {(void **)&ws->limits, n * sizeof(int32_t)},
+        {(void **)&ws->keep, n * sizeof(int32_t)},
+    };
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) {
+        if (ws->device->ops->alloc(ws->device, wanted[i].bytes, wanted[i].to)) {
+            release_rows(ws);
+            return SAMKV_NO_MEMORY;
+        }
+    }
+    ws->rows = target;
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_workspace_new(const struct samkv_model *model, struct samkv_workspace **out,
+                                      struct samkv_error *err)
+{
+    struct samkv_device *device = model->device;
+    const struct samkv_model_config *c = &model->config;
+    struct samkv_stream *stream = NULL;
+    struct samkv_workspace *ws = calloc(1, sizeof *ws);
+    if (!ws)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    ws->device = device;
+    ws->chunk_rows = device->unified ? CHUNK_ROWS_CPU : CHUNK_ROWS_GPU;
+    size_t half = c->head_dim / 2;
+    if (device->ops->alloc(device, half * sizeof(double), (void **)&ws->inv_freq) ||
+        device->ops->alloc(device, c->vocab * samkv_dtype_bytes(device->dtype), &ws->logits) ||
+        device->ops->alloc(device, c->vocab * sizeof(float), (void **)&ws->logits_f32) ||
+        device->ops->stream_new(device, &stream))
+        goto fail;
+    device->ops->upload(stream, ws->inv_freq, c->inv_freq, half * sizeof(double));
+    if (device->ops->sync(stream, err))
+        goto fail;
+    device->ops->stream_free(stream);
+    *out = ws;
+    return SAMKV_OK;
+fail:
+    if (stream)
+        device->ops->stream_free(stream);
+    samkv_workspace_free(ws);
+    return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for the forward pass on %s: use a smaller model", device->name);
+}
+
+void samkv_workspace_free(struct samkv_workspace *ws)
+{
+    if (!ws)
+        return;
+    release_rows(ws);
+    ws->device->ops->release(ws->device, ws->inv_freq);
+    ws->device->ops->release(ws->device, ws->logits);
+    ws->device->ops->release(ws->device, ws->logits_f32);
+    free(ws);
+}
+
+const double *samkv_workspace_inv_freq(const struct samkv_workspace *ws)
+{
+    return ws->inv_freq;
+}
+
+int samkv_workspace_chunk_rows(const struct samkv_workspace *ws)
+{
+    return ws->chunk_rows;
+}
+
+/* ------------------------------------------------------------------ placing stored rows */
+
+void samkv_rope_rows(const struct samkv_model *model, struct samkv_stream *stream, const double *inv_freq_device,
+                     const int32_t *positions, int n, int32_t *positions_device, float *table)
+{
+    const struct samkv_ops *ops = stream->device->ops;
+    ops->upload(stream, positions_device, positions, (size_t)n * sizeof *positions);
+    ops->rope_table(stream, inv_freq_device, (int)model->config.head_dim / 2, positions_device, n,
+                    model->config.rope_scale, table);
+}
+
+void samkv_cache_place(const struct samkv_model *model, struct samkv_stream *stream, struct samkv_kv_cache *cache,
+                       uint32_t layer, const void *k_src, const void *v_src, enum samkv_dtype src_dtype,
+                       const float *rope, int first_row, int n)
+{
+    const struct samkv_place place = {
+        .k_src = k_src,
+        .v_src = v_src,
+        .src_dtype = src_dtype,
+        .rope = rope,
+        .k_cache = samkv_kv_cache_k(cache, layer),
+        .v_cache = samkv_kv_cache_v(cache, layer),
+        .first_row = first_row,
+        .n = n,
+        .kv_heads = (int)model->config.kv_heads,
+        .head_dim = (int)model->config.head_dim,
+    };
+    stream->device->ops->place(stream, &place);
+}
+
+/* ------------------------------------------------------------------ the pass */
+
+/* A chunk of a pass on its way through the layers. Rows drop out as their depth is reached. */
+struct chunk {
+    const struct samkv_model *model;
+    struct samkv_stream *stream;
+    const struct samkv_ops *ops;
+    struct samkv_workspace *ws;
+    const struct samkv_pass *pass;
+    struct samkv_kv_cache *cache;
+    int first, n;
+    int32_t *rows; /* host: which rows of the pass are still in, [n] */
+    int32_t *host; /* host scratch, [n] */
+};
+
+static size_t qkv_width(const struct samkv_model_config *c)
+{
+    return ((size_t)c->heads + 2 * (size_t)c->kv_heads) * c->head_dim;
+}
+
+static void upload_column(struct chunk *ck, int32_t *device, const int32_t *column)
+{
+    for (int i = 0; i < ck->n; i++)
+        ck->host[i] = column[ck->rows[i]];
+    ck->ops->upload(ck->stream, device, ck->host, (size_t)ck->n * sizeof(int32_t));
+}
+
+/* Positions, cache rows, limits and the RoPE table of the rows that are in. */
+static void upload_rows(struct chunk *ck)
+{
+    upload_column(ck, ck->ws->positions, ck->pass->positions);
+    upload_column(ck, ck->ws->cache_rows, ck->pass->cache_rows);
+    upload_column(ck, ck->ws->limits, ck->pass->limits);
+    ck->ops->rope_table(ck->stream, ck->ws->inv_freq, (int)ck->model->config.head_dim / 2, ck->ws->positions, ck->n,
+                        ck->model->config.rope_scale, ck->ws->rope);
+}
+
+static void project(struct chunk *ck, const void *x, int in, const void *w, const void *bias, void *y, size_t ldy,
+                    int out, bool accumulate)
+{
+    const struct samkv_matmul m = {
+        .x = x,
+        .ldx = (size_t)in,
+        .w = w,
+        .bias = bias,
+        .y = y,
+        .ldy = ldy,
+        .n = ck->n,
+        .in = in,
+        .out = out,
+        .accumulate = accumulate,
+    };
+    ck->ops->matmul(ck->stream, &m);
+}
+
+static void *element(void *base, size_t index, size_t element_bytes)
+{
+    return (uint8_t *)base + index * element_bytes;
+}
+
+/* Q, K and V of the chunk into ws->qkv, norms of heads and Q's RoPE applied; K is still before RoPE. */
+static void project_qkv(struct chunk *ck, const struct samkv_layer *layer)
+{
+    const struct samkv_model_config *c = &ck->model->config;
+    struct samkv_workspace *ws = ck->ws;
+    size_t e = samkv_dtype_bytes(ws->device->dtype), ld = qkv_width(c);
+    int d = (int)c->head_dim, hidden = (int)c->hidden, q = (int)c->heads * d, kv = (int)c->kv_heads * d;
+    void *k_part = element(ws->qkv, (size_t)q, e), *v_part = element(ws->qkv, (size_t)(q + kv), e);
+
+    if (layer->qkv_fused) {
+        project(ck, ws->norm, hidden, layer->wq, layer->bq, ws->qkv, ld, q + 2 * kv, false);
+    } else {
+        project(ck, ws->norm, hidden, layer->wq, layer->bq, ws->qkv, ld, q, false);
+        project(ck, ws->norm, hidden, layer->wk, layer->bk, k_part, ld, kv, false);
+        project(ck, ws->norm, hidden, layer->wv, layer->bv, v_part, ld, kv, false);
+    }
+    if (layer->q_norm)
+        ck->ops->head_norm(ck->stream, ws->qkv, ld, layer->q_norm, c->rms_eps, ck->n, (int)c->heads, d);
+    if (layer->k_norm)
+        ck->ops->head_norm(ck->stream, k_part, ld, layer->k_norm, c->rms_eps, ck->n, (int)c->kv_heads, d);
+    ck->ops->rope(ck->stream, ws->qkv, ld, ws->rope, ck->n, (int)c->heads, d);
+}
+
+static void write_cache(struct chunk *ck, uint32_t l)
+{
+    const struct samkv_model_config *c = &ck->model->config;
+    size_t e = samkv_dtype_bytes(ck->ws->device->dtype);
+    size_t q = (size_t)c->heads * c->head_dim, kv = (size_t)c->kv_heads * c->head_dim;
+    int fresh = 0;
+    while (fresh < ck->n && ck->rows[fresh] < ck->pass->fresh_from)
+        fresh++;
+    const struct samkv_kv_write write = {
+        .k = element(ck->ws->qkv, q, e),
+        .v = element(ck->ws->qkv, q + kv, e),
+        .ld = qkv_width(c),
+        .rope = ck->ws->rope,
+        .rows = ck->ws->cache_rows,
+        .k_cache = samkv_kv_cache_k(ck->cache, l),
+        .v_cache = samkv_kv_cache_v(ck->cache, l),
+        .n = ck->n,
+        .kv_heads = (int)c->kv_heads,
+        .head_dim = (int)c->head_dim,
+        .update = ck->pass->update,
+        .theta = ck->pass->theta,
+        .fresh_from = fresh,
+    };
+    ck->ops->kv_write(ck->stream, &write);
+}
+
+static void attend(struct chunk *ck, const struct samkv_layer *layer, uint32_t l)
+{
+    const struct samkv_model_config *c = &ck->model->config;
+    size_t q = (size_t)c->heads * c->head_dim;
+    const struct samkv_attention attention = {
+        .q = ck->ws->qkv,
+        .ldq = qkv_width(c),
+        .k = samkv_kv_cache_k(ck->cache, l),
+        .v = samkv_kv_cache_v(ck->cache, l),
+        .out = ck->ws->attended,
+        .ldo = q,
+        .n = ck->n,
+        .n_keys = (int)ck->cache->rows,
+        .heads = (int)c->heads,
+        .kv_heads = (int)c->kv_heads,
+        .head_dim = (int)c->head_dim,
+        .scale = 1.0f / sqrtf((float)c->head_dim),
+        .limit = ck->ws->limits,
+    };
+    ck->ops->attention(ck->stream, &attention);
+    project(ck, ck->ws->attended, (int)q, layer->wo, NULL, ck->ws->hidden, c->hidden, (int)c->hidden, true);
+}
+
+static void feed_forward(struct chunk *ck, const struct samkv_layer *layer)
+{
+    const struct samkv_model_config *c = &ck->model->config;
+    struct samkv_workspace *ws = ck->ws;
+    size_t e = samkv_dtype_bytes(ws->device->dtype), ld = 2 * (size_t)c->ffn;
+    int hidden = (int)c->hidden, ffn = (int)c->ffn;
+
+    ck->ops->rmsnorm(ck->stream, ws->hidden, c->hidden, layer->ffn_norm, c->rms_eps, ck->n, hidden, ws->norm,
+                     c->hidden);
+    if (layer->gate_up_fused) {
+        project(ck, ws->norm, hidden, layer->w_gate, NULL, ws->gate_up, ld, 2 * ffn, false);
+    } else {
+        project(ck, ws->norm, hidden, layer->w_gate, NULL, ws->gate_up, ld, ffn, false);
+        project(ck, ws->norm, hidden, layer->w_up, NULL, element(ws->gate_up, c->ffn, e), ld, ffn, false);
+    }
+    ck->ops->swiglu(ck->stream, ws->gate_up, ck->n, ffn, ws->activated);
+    project(ck, ws->activated, ffn, layer->w_down, NULL, ws->hidden, c->hidden, hidden, true);
+}
+
+static void run_tap(struct chunk *ck, uint32_t l)
+{
+    const struct samkv_model_config *c = &ck->model->config;
+    size_t e = samkv_dtype_bytes(ck->ws->device->dtype);
+    size_t q = (size_t)c->heads * c->head_dim, kv = (size_t)c->kv_heads * c->head_dim;
+    const struct samkv_tap tap = {
+        .layer = l,
+        .first = ck->first,
+        .n = ck->n,
+        .q = ck->ws->qkv,
+        .k = element(ck->ws->qkv, q, e),
+        .v = element(ck->ws->qkv, q + kv, e),
+        .ld = qkv_width(c),
+    };
+    ck->pass->tap(ck->pass->tap_arg, ck->stream, &tap);
+}
+
+static uint32_t depth_of(const struct samkv_pass *pass, int row)
+{
+    return pass->depths ? pass->depths[row] : pass->depth;
+}
+
+/* Drops the rows that do not go through layer l; true when some are left. */
+static bool shrink(struct chunk *ck, uint32_t l)
+{
+    int kept = 0;
+    for (int i = 0; i < ck->n; i++) {
+        if (depth_of(ck->pass, ck->rows[i]) > l) {
+            ck->host[kept] = i;
+            ck->rows[kept++] = ck->rows[i];
+        }
+    }
+    if (kept == ck->n || kept == 0) {
+        ck->n = kept;
+        return kept > 0;
+    }
+    struct samkv_workspace *ws = ck->ws;
+    ck->ops->upload(ck->stream, ws->keep, ck->host, (size_t)kept * sizeof(int32_t));
+    ck->ops->gather(ck->stream, ws->hidden, ws->keep, kept, (int)ck->model->config.hidden, ws->hidden_next);
+    void *swap = ws->hidden;
+    ws->hidden = ws->hidden_next;
+    ws->hidden_next = swap;
+    ck->n = kept;
+    upload_rows(ck);
+    return true;
+}
+
+static void run_layers(struct chunk *ck)
+{
+    const struct samkv_model_config *c = &ck->model->config;
+    for (uint32_t l = 0; l < c->layers && shrink(ck, l); l++) {
+        const struct samkv_layer *layer = &ck->model->layers[l];
+        ck->ops->rmsnorm(ck->stream, ck->ws->hidden, c->hidden, layer->attn_norm, c->rms_eps, ck->n, (int)c->hidden,
+                         ck->ws->norm, c->hidden);
+        project_qkv(ck, layer);
+        write_cache(ck, l);
+        if (ck->pass->tap)
+            run_tap(ck, l);
+        if (ck->pass->stop_after_tap && l + 1 == ck->pass->depth)
+            break;
+        attend(ck, layer, l);
+        feed_forward(ck, layer);
+    }
+}
+
+/* Logits of what follows the chunk's last row, into pass->logits. */
+static void read_logits(struct chunk *ck)
+{
+    const struct samkv_model_config *c = &ck->model->config;
+    struct samkv_workspace *ws = ck->ws;
+    size_t e = samkv_dtype_bytes(ws->device->dtype);
+    void *last = element(ws->hidden, (size_t)(ck->n - 1) * c->hidden, e);
+    int n = ck->n;
+    ck->n = 1;
+    ck->ops->rmsnorm(ck->stream, last, c->hidden, ck->model->final_norm, c->rms_eps, 1, (int)c->hidden, ws->norm,
+                     c->hidden);
+    project(ck, ws->norm, (int)c->hidden, ck->model->lm_head, NULL, ws->logits, c->vocab, (int)c->vocab, false);
+    ck->n = n;
+    ck->ops->convert(ck->stream, ws->logits, ws->device->dtype, ws->logits_f32, SAMKV_F32, c->vocab);
+    ck->ops->download(ck->stream, ck->pass->logits, ws->logits_f32, c->vocab * sizeof(float));
+}
+
+static void run_chunk(struct chunk *ck)
+{
+    int end = ck->first + ck->n;
+    int kept = 0;
+    for (int i = 0; i < ck->n; i++)
+        if (depth_of(ck->pass, ck->first + i) > 0)
+            ck->rows[kept++] = ck->first + i;
+    ck->n = kept;
+    if (!kept)
+        return;
+    upload_column(ck, ck->ws->ids, ck->pass->ids);
+    upload_rows(ck);
+    ck->ops->embed(ck->stream, ck->model->embedding, ck->ws->ids, ck->n, (int)ck->model->config.hidden, ck->ws->hidden);
+    run_layers(ck);
+    if (ck->pass->logits && end == ck->pass->n && ck->n > 0)
+        read_logits(ck);
+}
+
+enum samkv_status samkv_forward(const struct samkv_model *model, struct samkv_stream *stream,
+                                struct samkv_workspace *ws, const struct samkv_pass *pass, struct samkv_kv_cache *cache,
+                                struct samkv_error *err)
+{
+    int rows = pass->n < ws->chunk_rows ? pass->n : ws->chunk_rows;
+    int32_t *host = malloc(2 * (size_t)rows * sizeof *host + 1);
+    enum samkv_status status = SAMKV_OK;
+    if (!host || reserve_rows(ws, &model->config, rows)) {
+        free(host);
+        return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a pass of %d rows on %s", rows, model->device->name);
+    }
+    for (int first = 0; first < pass->n && !status; first += rows) {
+        struct chunk ck = {
+            .model = model,
+            .stream = stream,
+            .ops = stream->device->ops,
+            .ws = ws,
+            .pass = pass,
+            .cache = cache,
+            .first = first,
+            .n = pass->n - first < rows ? pass->n - first : rows,
+            .rows = host,
+            .host = host + rows,
+        };
+        if (pass->cancelled && __atomic_load_n(pass->cancelled, __ATOMIC_RELAXED)) {
+            status = samkv_fail(err, SAMKV_CANCELLED, "cancelled: the client is gone");
+            break;
+        }
+        run_chunk(&ck);
+    }
+    enum samkv_status synced = stream->device->ops->sync(stream, status ? NULL : err);
+    free(host);
+    return status ? status : synced;
+}

@@ -1,0 +1,154 @@
+#include "daemon/samkv/models.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+#include "daemon/model/forward.h"
+
+static void engine_close(struct samkv_engine *e)
+{
+    samkv_lane_free(e->lane);
+    samkv_workspace_free(e->workspace);
+    if (e->stream)
+        e->device->ops->stream_free(e->stream);
+    samkv_model_free(e->model);
+    *e = (struct samkv_engine){0};
+}
+
+void samkv_models_close(struct samkv_models *models)
+{
+    if (!models)
+        return;
+    struct samkv_device *device = models->device;
+    for (size_t i = 0; i < models->count; i++)
+        engine_close(&models->engines[i]);
+    if (device)
+        device->ops->device_free(device);
+    free(models);
+}
+
+/* "NAME=PATH", or a path named after its last component. A '=' behind a '/' belongs to the path. */
+static enum samkv_status split_spec(const char *spec, char *name, size_t name_bytes, const char **path,
+                                    struct samkv_error *err)
+{
+    const char *equals = strchr(spec, '='), *slash = strchr(spec, '/');
+    const char *from = spec;
+    size_t length;
+    if (equals && (!slash || equals < slash)) {
+        length = (size_t)(equals - spec);
+        *path = equals + 1;
+    } else {
+        *path = spec;
+        length = strlen(spec);
+        while (length > 1 && spec[length - 1] == '/')
+            length--;
+        size_t first = length;
+        while (first > 0 && spec[first - 1] != '/')
+            first--;
+        from = spec + first;
+        length -= first;
+    }
+    if (!length || length >= name_bytes || !**path)
+        return samkv_fail(err, SAMKV_INVALID, "model '%s': say NAME=PATH with a name of 1 to %zu bytes", spec,
+                          name_bytes - 1);
+    memcpy(name, from, length);
+    name[length] = '\0';
+    return SAMKV_OK;
+}
+
+static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device *device, const char *spec,
+                                     enum samkv_dtype stored, struct samkv_error *err)
+{
+    char name[sizeof e->model->name];
+    const char *path;
+    enum samkv_status status = split_spec(spec, name, sizeof name, &path, err);
+    if (status)
+        return status;
+    *e = (struct samkv_engine){.device = device, .stored = stored};
+    status = samkv_model_load(name, path, device, &e->model, err);
+    if (!status && device->ops->stream_new(device, &e->stream))
+        status = samkv_fail(err, SAMKV_DEVICE, "cannot make a stream on %s", device->name);
+    if (!status)
+        status = samkv_workspace_new(e->model, &e->workspace, err);
+    if (!status && samkv_lane_new(name, &e->lane))
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "cannot start the thread of model '%s'", name);
+    if (status) {
+        engine_close(e);
+        return status;
+    }
+    const struct samkv_model_config *c = &e->model->config;
+    samkv_log(
+        SAMKV_LOG_INFO,
+        "model name=%s layers=%u heads=%u/%u head_dim=%u vocab=%u context=%u weights=%llu MB device=\"%s\" dtype=%s",
+        name, c->layers, c->heads, c->kv_heads, c->head_dim, c->vocab, c->context_tokens,
+        (unsigned long long)(e->model->weight_bytes >> 20), device->name, samkv_dtype_name(stored));
+    return SAMKV_OK;
+}
+
+static enum samkv_status open_device(const struct samkv_models_options *options, struct samkv_device **out, char *note,
+                                     size_t note_bytes, struct samkv_error *err)
+{
+    const char *spec = options->device ? options->device : "auto";
+    enum samkv_dtype wanted = options->dtype == SAMKV_F16 ? SAMKV_F16 : SAMKV_BF16;
+    if (!strcmp(spec, "cpu"))
+        return samkv_cpu_device_new(options->threads, out, err);
+    return samkv_device_open(spec, wanted, out, note, note_bytes, err);
+}
+
+enum samkv_status samkv_models_open(const struct samkv_models_options *options, struct samkv_models **out,
+                                    struct samkv_error *err)
+{
+    char note[256] = "";
+    if (options->spec_count > SAMKV_MAX_MODELS)
+        return samkv_fail(err, SAMKV_INVALID, "%zu models are too many: name at most %d", options->spec_count,
+                          SAMKV_MAX_MODELS);
+    struct samkv_models *models = calloc(1, sizeof *models);
+    if (!models)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    enum samkv_status status = open_device(options, &models->device, note, sizeof note, err);
+    if (status) {
+        free(models);
+        return status;
+    }
+    if (*note)
+        samkv_log(SAMKV_LOG_INFO, "device note=\"%s\"", note);
+    enum samkv_dtype stored = options->dtype >= 0 ? (enum samkv_dtype)options->dtype : models->device->dtype;
+    for (size_t i = 0; i < options->spec_count && !status; i++) {
+        struct samkv_engine *e = &models->engines[i];
+        status = engine_open(e, models->device, options->specs[i], stored, err);
+        if (status)
+            break;
+        if (samkv_models_find(models, e->model->name)) {
+            status = samkv_fail(err, SAMKV_INVALID, "two models are named '%s': give one another name", e->model->name);
+            engine_close(e);
+            break;
+        }
+        models->count++;
+    }
+    if (status) {
+        samkv_models_close(models);
+        return status;
+    }
+    *out = models;
+    return SAMKV_OK;
+}
+
+struct samkv_engine *samkv_models_find(struct samkv_models *models, const char *name)
+{
+    if (!name || !*name)
+        return models->count ? &models->engines[0] : NULL;
+    for (size_t i = 0; i < models->count; i++)
+        if (!strcmp(models->engines[i].model->name, name))
+            return &models->engines[i];
+    return NULL;
+}
+
+struct samkv_engine *samkv_models_match(struct samkv_models *models, const uint8_t fingerprint[16])
+{
+    for (size_t i = 0; i < models->count; i++)
+        if (!memcmp(models->engines[i].model->fingerprint, fingerprint, 16))
+            return &models->engines[i];
+    return NULL;
+}

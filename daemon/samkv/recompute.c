@@ -1,0 +1,197 @@
+#include "daemon/samkv/recompute.h"
+
+#include <stdlib.h>
+
+/* ------------------------------------------------------------------ step 1 */
+
+/* Means of Q that the tap leaves on the device: one [heads * head_dim] for each chunk and stable layer. */
+struct means {
+    const struct samkv_query_pass *query;
+    size_t width;
+    int chunk_rows, chunks;
+    float *device;    /* [chunks][stable_count][width] */
+    int32_t *offsets; /* [chunks][2]: rows [0, n) of a chunk */
+};
+
+static void on_layer(void *arg, struct samkv_stream *stream, const struct samkv_tap *tap)
+{
+    struct means *m = arg;
+    for (uint32_t s = 0; s < m->query->stable_count; s++) {
+        if (m->query->stable_layers[s] != tap->layer)
+            continue;
+        int chunk = tap->first / m->chunk_rows;
+        float *out = m->device + ((size_t)chunk * m->query->stable_count + s) * m->width;
+        stream->device->ops->segment_mean(stream, tap->q, tap->ld, m->offsets + 2 * chunk, 1, (int)m->width, out);
+    }
+}
+
+static int rows_of(const struct means *m, int chunk)
+{
+    int left = m->query->query_count - chunk * m->chunk_rows;
+    return left < m->chunk_rows ? left : m->chunk_rows;
+}
+
+static enum samkv_status means_init(struct means *m, const struct samkv_engine *e, const struct samkv_query_pass *query)
+{
+    const struct samkv_model_config *c = &e->model->config;
+    int chunk_rows = samkv_workspace_chunk_rows(e->workspace);
+    *m = (struct means){
+        .query = query,
+        .width = (size_t)c->heads * c->head_dim,
+        .chunk_rows = chunk_rows,
+        .chunks = (query->query_count + chunk_rows - 1) / chunk_rows,
+    };
+    size_t count = (size_t)m->chunks * query->stable_count * m->width;
+    int32_t *host = malloc((size_t)m->chunks * 2 * sizeof *host);
+    if (!host)
+        return SAMKV_NO_MEMORY;
+    enum samkv_status status = e->device->ops->alloc(e->device, count * sizeof(float), (void **)&m->device);
+    if (!status)
+        status = e->device->ops->alloc(e->device, (size_t)m->chunks * 2 * sizeof *host, (void **)&m->offsets);
+    if (!status) {
+        for (int i = 0; i < m->chunks; i++) {
+            host[2 * i] = 0;
+            host[2 * i + 1] = rows_of(m, i);
+        }
+        e->device->ops->upload(e->stream, m->offsets, host, (size_t)m->chunks * 2 * sizeof *host);
+        status = e->device->ops->sync(e->stream, NULL);
+    }
+    free(host);
+    return status;
+}
+
+static void means_deinit(struct means *m, const struct samkv_engine *e)
+{
+    e->device->ops->release(e->device, m->device);
+    e->device->ops->release(e->device, m->offsets);
+}
+
+/* The chunks' means, weighted by their rows. */
+static enum samkv_status combine(const struct means *m, const struct samkv_engine *e, float *out,
+                                 struct samkv_error *err)
+{
+    size_t one = m->query->stable_count * m->width;
+    float *host = malloc((size_t)m->chunks * one * sizeof *host);
+    if (!host)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    e->device->ops->download(e->stream, host, m->device, (size_t)m->chunks * one * sizeof *host);
+    enum samkv_status status = e->device->ops->sync(e->stream, err);
+    for (size_t j = 0; j < one && !status; j++) {
+        double sum = 0;
+        for (int i = 0; i < m->chunks; i++)
+            sum += (double)host[(size_t)i * one + j] * rows_of(m, i);
+        out[j] = (float)(sum / m->query->query_count);
+    }
+    free(host);
+    return status;
+}
+
+static enum samkv_status run_query(const struct samkv_engine *e, struct samkv_kv_cache *cache, struct means *m,
+                                   struct samkv_error *err)
+{
+    const struct samkv_query_pass *q = m->query;
+    size_t n = (size_t)q->query_count;
+    int32_t *columns = malloc(3 * n * sizeof *columns);
+    if (!columns)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        columns[i] = q->first_position + (int32_t)i;
+        columns[n + i] = q->anchor_rows + (int32_t)i;
+        columns[2 * n + i] = q->anchor_rows + (int32_t)i + 1;
+    }
+    const struct samkv_pass pass = {
+        .n = q->query_count,
+        .ids = q->query,
+        .positions = columns,
+        .cache_rows = columns + n,
+        .limits = columns + 2 * n,
+        .depth = q->stable_layers[q->stable_count - 1] + 1,
+        .stop_after_tap = true,
+        .tap = on_layer,
+        .tap_arg = m,
+        .cancelled = q->cancelled,
+    };
+    enum samkv_status status = samkv_forward(e->model, e->stream, e->workspace, &pass, cache, err);
+    free(columns);
+    return status;
+}
+
+enum samkv_status samkv_query_vector(const struct samkv_engine *engine, struct samkv_kv_cache *cache,
+                                     const struct samkv_query_pass *query, float *out, struct samkv_error *err)
+{
+    struct means m;
+    enum samkv_status status = means_init(&m, engine, query);
+    if (status) {
+        samkv_fail(err, status, "no memory on %s for the query's vector", engine->device->name);
+    } else {
+        status = run_query(engine, cache, &m, err);
+        if (!status)
+            status = combine(&m, engine, out, err);
+    }
+    means_deinit(&m, engine);
+    return status;
+}
+
+/* ------------------------------------------------------------------ step 5 */
+
+/* The rows that are recomputed at all, as columns of a pass. */
+struct active {
+    int n, fresh_from;
+    int32_t *ids, *positions, *cache_rows, *limits;
+    uint32_t *depths;
+    void *memory;
+};
+
+static enum samkv_status active_init(struct active *a, const struct samkv_recompute *r)
+{
+    size_t all = (size_t)r->rows + (size_t)r->query_count;
+    *a = (struct active){.memory = malloc(5 * all * sizeof(int32_t) + 1)};
+    if (!a->memory)
+        return SAMKV_NO_MEMORY;
+    a->ids = a->memory;
+    a->positions = a->ids + all;
+    a->cache_rows = a->positions + all;
+    a->limits = a->cache_rows + all;
+    a->depths = (uint32_t *)(a->limits + all);
+    for (size_t i = 0; i < all; i++) {
+        if (i == (size_t)r->rows)
+            a->fresh_from = a->n;
+        if (!r->depths[i])
+            continue;
+        a->ids[a->n] = r->ids[i];
+        a->positions[a->n] = r->positions[i];
+        a->cache_rows[a->n] = (int32_t)i;
+        a->limits[a->n] = (int32_t)i + 1;
+        a->depths[a->n] = r->depths[i];
+        a->n++;
+    }
+    if (!r->query_count)
+        a->fresh_from = a->n;
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_recompute(const struct samkv_engine *engine, struct samkv_kv_cache *cache,
+                                  const struct samkv_recompute *r, struct samkv_error *err)
+{
+    struct active a;
+    enum samkv_status status = active_init(&a, r);
+    if (status)
+        return samkv_fail(err, status, "out of memory");
+    const struct samkv_pass pass = {
+        .n = a.n,
+        .ids = a.ids,
+        .positions = a.positions,
+        .cache_rows = a.cache_rows,
+        .limits = a.limits,
+        .depths = a.depths,
+        .update = r->update,
+        .theta = r->theta,
+        .fresh_from = a.fresh_from,
+        .logits = r->logits,
+        .cancelled = r->cancelled,
+    };
+    if (a.n)
+        status = samkv_forward(engine->model, engine->stream, engine->workspace, &pass, cache, err);
+    free(a.memory);
+    return status;
+}

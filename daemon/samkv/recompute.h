@@ -1,0 +1,42 @@
+#pragma once
+/*
+ * The two passes of a fetch over the model: the query over the anchors (step 1) and the local recomputation of what
+ * was kept (step 5). Both run on the lane and wait.
+ */
+#include <stdint.h>
+
+#include "proto/status.h"
+#include "daemon/model/forward.h"
+#include "daemon/samkv/models.h"
+
+/*
+ * Q_que[l] for each stable layer: the mean over the query's tokens of Q after RoPE. `cache` holds the preamble and all
+ * anchors in rows [0, anchor_rows) and has room for `query_count` more. out: [stable_count][heads * head_dim], host.
+ */
+struct samkv_query_pass {
+    const int32_t *query; /* [query_count] */
+    int query_count;
+    int32_t first_position; /* joint position of the query's first token */
+    int anchor_rows;
+    const uint32_t *stable_layers; /* ascending */
+    uint32_t stable_count;
+    const bool *cancelled;
+};
+
+enum samkv_status samkv_query_vector(const struct samkv_engine *, struct samkv_kv_cache *,
+                                     const struct samkv_query_pass *, float *out, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Rows [0, rows) of the cache are the preamble and what was kept; the query's tokens (if any) follow as new rows. */
+struct samkv_recompute {
+    int rows, query_count;
+    const int32_t *ids;       /* [rows + query_count] */
+    const int32_t *positions; /* likewise, ascending */
+    const uint32_t *depths;   /* likewise: layers that a row is recomputed in; 0 for the preamble, all for the query */
+    enum samkv_update update;
+    float theta;
+    float *logits; /* host, [vocab], of what follows the query; NULL: not wanted */
+    const bool *cancelled;
+};
+
+enum samkv_status samkv_recompute(const struct samkv_engine *, struct samkv_kv_cache *, const struct samkv_recompute *,
+                                  struct samkv_error *) SAMKV_MUST_USE;
