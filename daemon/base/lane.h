@@ -10,7 +10,7 @@
 #include "proto/status.h"
 
 enum samkv_urgency {
-    SAMKV_URGENT = 0, /* fetch and ask */
+    SAMKV_URGENT = 0,  /* fetch and ask */
     SAMKV_RELAXED = 1, /* ingest */
 };
 

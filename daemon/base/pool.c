@@ -68,7 +68,12 @@ static void *worker_main(void *arg)
         job->fn(job->arg, false);
         free(job);
         pthread_mutex_lock(&pool->lock);
-        pool->relaxed_running -= urgency == SAMKV_RELAXED;
+        if (urgency == SAMKV_RELAXED) {
+            pool->relaxed_running--;
+            /* This worker may take an urgent job now: another one shall see that a relaxed job may run again. */
+            if (pool->queues[SAMKV_RELAXED].first)
+                pthread_cond_signal(&pool->arrived);
+        }
     }
     pthread_mutex_unlock(&pool->lock);
     return NULL;

@@ -20,5 +20,6 @@ void samkv_pool_free(struct samkv_pool *);
 enum samkv_status samkv_pool_submit(struct samkv_pool *, enum samkv_urgency, void (*fn)(void *arg, bool cancelled),
                                     void *arg) SAMKV_MUST_USE;
 
-/* Calls fn(arg, i) for i in [0, n), on the caller and on up to `threads` - 1 short-lived helper threads; returns when all are done. */
+/* Calls fn(arg, i) for i in [0, n), on the caller and on up to `threads` - 1 short-lived helper threads; returns when
+ * all are done. */
 void samkv_parallel_for(int n, int threads, void (*fn)(void *arg, int i), void *arg);

@@ -1,0 +1,335 @@
+#include "daemon/base/options.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <ini.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Where a value is from; the higher one wins. */
+enum source { SOURCE_NONE, SOURCE_DEFAULT, SOURCE_FILE, SOURCE_ENVIRONMENT, SOURCE_ARGUMENTS };
+
+#define FIELD(options, option, type) ((type *)((char *)(options)->settings + (option)->offset))
+
+void samkv_options_init(struct samkv_options *o, const struct samkv_option *table, size_t count, void *settings)
+{
+    assert(count <= SAMKV_MAX_OPTIONS);
+    *o = (struct samkv_options){.table = table, .count = count, .settings = settings};
+}
+
+static void list_clear(struct samkv_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        free(list->items[i]);
+    list->count = 0;
+}
+
+void samkv_options_deinit(struct samkv_options *o)
+{
+    for (size_t i = 0; i < o->count; i++) {
+        const struct samkv_option *option = &o->table[i];
+        if (option->kind == SAMKV_OPTION_TEXT) {
+            free(*FIELD(o, option, char *));
+            *FIELD(o, option, char *) = NULL;
+        } else if (option->kind == SAMKV_OPTION_LIST) {
+            list_clear(FIELD(o, option, struct samkv_list));
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ values */
+
+static enum samkv_status set_integer(const struct samkv_option *option, const char *text, const char *label,
+                                     int64_t *out, struct samkv_error *err)
+{
+    char *end;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    bool good = end != text && errno == 0;
+    if (good && option->kind == SAMKV_OPTION_BYTES && *end) {
+        static const char units[] = "KMGT";
+        const char *unit = strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end);
+        int shift = unit ? 10 * (int)(unit - units + 1) : 0;
+        good = unit && value >= 0 && value <= INT64_MAX >> shift;
+        value = good ? value << shift : 0;
+        end++;
+    }
+    if (!good || *end)
+        return samkv_fail(err, SAMKV_INVALID, "%s: '%.100s' is not a %s", label, text,
+                          option->kind == SAMKV_OPTION_BYTES ? "size; write a number, or one like 512M or 10G"
+                                                             : "whole number");
+    if (value < option->min || value > option->max)
+        return samkv_fail(err, SAMKV_INVALID, "%s: %lld is out of range; give %lld to %lld", label, value,
+                          (long long)option->min, (long long)option->max);
+    *out = value;
+    return SAMKV_OK;
+}
+
+static enum samkv_status set_choice(const struct samkv_option *option, const char *text, const char *label, int *out,
+                                    struct samkv_error *err)
+{
+    char all[200] = "";
+    for (int i = 0; option->choices[i]; i++) {
+        if (strcmp(option->choices[i], text) == 0) {
+            *out = i;
+            return SAMKV_OK;
+        }
+        size_t used = strlen(all);
+        snprintf(all + used, sizeof all - used, "%s%s", i ? ", " : "", option->choices[i]);
+    }
+    return samkv_fail(err, SAMKV_INVALID, "%s: '%.100s' is none of %s", label, text, all);
+}
+
+static enum samkv_status check_text(const struct samkv_option *option, const char *text, const char *label,
+                                    struct samkv_error *err)
+{
+    if (!*text)
+        return samkv_fail(err, SAMKV_INVALID, "%s: empty; give %s", label, option->argument);
+    if (option->max > 0 && ((int64_t)strlen(text) < option->min || (int64_t)strlen(text) > option->max))
+        return samkv_fail(err, SAMKV_INVALID, "%s: %zu bytes are too many or too few; give %lld to %lld", label,
+                          strlen(text), (long long)option->min, (long long)option->max);
+    return SAMKV_OK;
+}
+
+static enum samkv_status set_text(const char *text, char **field, struct samkv_error *err)
+{
+    char *copy = strdup(text);
+    if (!copy)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory while reading options");
+    free(*field);
+    *field = copy;
+    return SAMKV_OK;
+}
+
+static enum samkv_status add_item(const char *text, const char *label, struct samkv_list *list, struct samkv_error *err)
+{
+    if (list->count == SAMKV_MAX_LIST)
+        return samkv_fail(err, SAMKV_INVALID, "%s: more than %d of them", label, SAMKV_MAX_LIST);
+    list->items[list->count] = NULL;
+    enum samkv_status st = set_text(text, &list->items[list->count], err);
+    list->count += st == SAMKV_OK;
+    return st;
+}
+
+/* One value from one source. It is checked also when a better source has spoken: a wrong file is wrong in any case. */
+static enum samkv_status set(struct samkv_options *o, const struct samkv_option *option, enum source source,
+                             const char *text, const char *label, struct samkv_error *err)
+{
+    uint8_t *current = &o->source[option - o->table];
+    bool wins = source >= *current;
+    int64_t number = 0;
+    int choice = 0;
+    enum samkv_status st = SAMKV_OK;
+    switch (option->kind) {
+    case SAMKV_OPTION_FLAG:
+        if (wins)
+            *FIELD(o, option, bool) = true;
+        break;
+    case SAMKV_OPTION_INTEGER:
+    case SAMKV_OPTION_BYTES:
+        st = set_integer(option, text, label, &number, err);
+        if (st == SAMKV_OK && wins)
+            *FIELD(o, option, int64_t) = number;
+        break;
+    case SAMKV_OPTION_CHOICE:
+        st = set_choice(option, text, label, &choice, err);
+        if (st == SAMKV_OK && wins)
+            *FIELD(o, option, int) = choice;
+        break;
+    case SAMKV_OPTION_TEXT:
+        st = check_text(option, text, label, err);
+        if (st == SAMKV_OK && wins)
+            st = set_text(text, FIELD(o, option, char *), err);
+        break;
+    case SAMKV_OPTION_LIST:
+        st = check_text(option, text, label, err);
+        if (st == SAMKV_OK && source > *current)
+            list_clear(FIELD(o, option, struct samkv_list));
+        if (st == SAMKV_OK && wins)
+            st = add_item(text, label, FIELD(o, option, struct samkv_list), err);
+        break;
+    }
+    if (st == SAMKV_OK && wins)
+        *current = (uint8_t)source;
+    return st;
+}
+
+/* ------------------------------------------------------------------ names */
+
+static const struct samkv_option *find(const struct samkv_options *o, const char *name, size_t bytes)
+{
+    for (size_t i = 0; i < o->count; i++)
+        if (strlen(o->table[i].name) == bytes && memcmp(o->table[i].name, name, bytes) == 0)
+            return &o->table[i];
+    return NULL;
+}
+
+/* Edits (insert, delete, replace) that turn a into b; names longer than 31 bytes are cut. */
+static int edit_distance(const char *a, size_t a_bytes, const char *b)
+{
+    int row[32];
+    int b_bytes = (int)(strlen(b) < 31 ? strlen(b) : 31);
+    for (int j = 0; j <= b_bytes; j++)
+        row[j] = j;
+    for (size_t i = 0; i < a_bytes && i < 31; i++) {
+        int diagonal = row[0];
+        row[0] = (int)i + 1;
+        for (int j = 1; j <= b_bytes; j++) {
+            int replace = diagonal + (a[i] != b[j - 1]);
+            int other = (row[j] < row[j - 1] ? row[j] : row[j - 1]) + 1;
+            diagonal = row[j];
+            row[j] = replace < other ? replace : other;
+        }
+    }
+    return row[b_bytes];
+}
+
+static const char *nearest(const struct samkv_options *o, const char *name, size_t bytes)
+{
+    const char *best = o->table[0].name;
+    int best_distance = 1000;
+    for (size_t i = 0; i < o->count; i++) {
+        int d = edit_distance(name, bytes, o->table[i].name);
+        if (d < best_distance) {
+            best_distance = d;
+            best = o->table[i].name;
+        }
+    }
+    return best;
+}
+
+/* ------------------------------------------------------------------ sources */
+
+static enum samkv_status argument(struct samkv_options *o, int argc, char *const *argv, int *i, struct samkv_error *err)
+{
+    const char *arg = argv[*i];
+    if (strncmp(arg, "--", 2) != 0 || !arg[2])
+        return samkv_fail(err, SAMKV_INVALID, "'%.100s' is not an option; see --help", arg);
+    size_t bytes = strcspn(arg + 2, "=");
+    const char *value = arg[2 + bytes] ? arg + 2 + bytes + 1 : NULL;
+    const struct samkv_option *option = find(o, arg + 2, bytes);
+    if (!option)
+        return samkv_fail(err, SAMKV_INVALID, "unknown option '--%.*s'; did you mean --%s?",
+                          (int)(bytes < 100 ? bytes : 100), arg + 2, nearest(o, arg + 2, bytes));
+    bool flag = option->kind == SAMKV_OPTION_FLAG;
+    if (flag && value)
+        return samkv_fail(err, SAMKV_INVALID, "--%s takes no value", option->name);
+    if (!flag && !value && ++*i < argc)
+        value = argv[*i];
+    if (!flag && !value)
+        return samkv_fail(err, SAMKV_INVALID, "--%s needs a value: --%s %s", option->name, option->name,
+                          option->argument);
+    char label[64];
+    snprintf(label, sizeof label, "--%s", option->name);
+    return set(o, option, SOURCE_ARGUMENTS, flag ? "" : value, label, err);
+}
+
+enum samkv_status samkv_options_arguments(struct samkv_options *o, int argc, char *const *argv, struct samkv_error *err)
+{
+    enum samkv_status st = SAMKV_OK;
+    for (int i = 1; i < argc && st == SAMKV_OK; i++)
+        st = argument(o, argc, argv, &i, err);
+    return st;
+}
+
+enum samkv_status samkv_options_environment(struct samkv_options *o, char *(*lookup)(const char *name),
+                                            struct samkv_error *err)
+{
+    enum samkv_status st = SAMKV_OK;
+    for (size_t i = 0; i < o->count && st == SAMKV_OK; i++) {
+        const char *value = o->table[i].env ? lookup(o->table[i].env) : NULL;
+        if (value && *value)
+            st = set(o, &o->table[i], SOURCE_ENVIRONMENT, value, o->table[i].env, err);
+    }
+    return st;
+}
+
+enum samkv_status samkv_options_defaults(struct samkv_options *o, struct samkv_error *err)
+{
+    enum samkv_status st = SAMKV_OK;
+    for (size_t i = 0; i < o->count && st == SAMKV_OK; i++)
+        if (o->table[i].default_text)
+            st = set(o, &o->table[i], SOURCE_DEFAULT, o->table[i].default_text, o->table[i].name, err);
+    return st;
+}
+
+struct ini_reading {
+    struct samkv_options *options;
+    const char *path, *section;
+    FILE *file;
+    int line;
+    enum samkv_status status; /* of the first failure */
+    struct samkv_error *err;
+};
+
+/* Refuses what would not fit libinih's line buffer: it would take the rest for a line of its own. */
+static char *read_line(char *out, int size, void *arg)
+{
+    struct ini_reading *r = arg;
+    if (r->status != SAMKV_OK || !fgets(out, size, r->file))
+        return NULL;
+    r->line++;
+    if (!strchr(out, '\n') && !feof(r->file)) {
+        r->status =
+            samkv_fail(r->err, SAMKV_INVALID, "%s:%d: line is longer than %d bytes", r->path, r->line, size - 2);
+        return NULL;
+    }
+    return out;
+}
+
+static int on_pair(void *arg, const char *section, const char *key, const char *value)
+{
+    struct ini_reading *r = arg;
+    struct samkv_options *o = r->options;
+    char label[400], item[INI_MAX_LINE * 2];
+    snprintf(label, sizeof label, "%.200s:%d: %.100s", r->path, r->line, key);
+    for (size_t i = 0; i < o->count; i++) {
+        const struct samkv_option *option = &o->table[i];
+        if (!option->section || strcmp(option->section, section) != 0)
+            continue;
+        snprintf(item, sizeof item, "%s=%s", key, value);
+        r->status = set(o, option, SOURCE_FILE, item, label, r->err);
+        return r->status == SAMKV_OK;
+    }
+    const struct samkv_option *option = find(o, key, strlen(key));
+    if (*section && strcmp(section, r->section) != 0)
+        r->status = samkv_fail(r->err, SAMKV_INVALID, "%s:%d: unknown section [%.50s]; options stand in [%s]", r->path,
+                               r->line, section, r->section);
+    else if (!option || option->kind == SAMKV_OPTION_FLAG)
+        r->status = samkv_fail(r->err, SAMKV_INVALID, "%s:%d: unknown option '%.100s'; did you mean %s?", r->path,
+                               r->line, key, nearest(o, key, strlen(key)));
+    else
+        r->status = set(o, option, SOURCE_FILE, value, label, r->err);
+    return r->status == SAMKV_OK;
+}
+
+enum samkv_status samkv_options_file(struct samkv_options *o, const char *path, const char *section,
+                                     struct samkv_error *err)
+{
+    struct ini_reading reading = {.options = o, .path = path, .section = section, .err = err};
+    reading.file = fopen(path, "re");
+    if (!reading.file)
+        return samkv_fail_errno(err, errno, "cannot read the configuration file %s", path);
+    int line = ini_parse_stream(read_line, &reading, on_pair, &reading);
+    fclose(reading.file);
+    if (reading.status != SAMKV_OK)
+        return reading.status;
+    if (line > 0)
+        return samkv_fail(err, SAMKV_INVALID, "%s:%d: not of the form 'option = value' or '[section]'", path, line);
+    return line == 0 ? SAMKV_OK : samkv_fail(err, SAMKV_IO, "cannot read the configuration file %s", path);
+}
+
+void samkv_options_help(const struct samkv_option *table, size_t count, FILE *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        char left[64];
+        snprintf(left, sizeof left, "--%s%s%s", table[i].name, table[i].argument ? " " : "",
+                 table[i].argument ? table[i].argument : "");
+        fprintf(out, "  %-26s %s", left, table[i].help);
+        if (table[i].default_text)
+            fprintf(out, " (default %s)", table[i].default_text);
+        if (table[i].env)
+            fprintf(out, " [%s]", table[i].env);
+        fputc('\n', out);
+    }
+}
