@@ -22,7 +22,7 @@ struct samkv_model_config {
     uint32_t context_tokens; /* max_position_embeddings */
     float rms_eps;
     bool qkv_bias, qk_norm, tied_embeddings;
-    int32_t bos, eos; /* -1 when there is none */
+    int32_t bos, eos;                        /* -1 when there is none */
     double inv_freq[SAMKV_MAX_HEAD_DIM / 2]; /* RoPE, scaling applied, float64 */
     float rope_scale;                        /* factor on cos and sin (YaRN); else 1 */
 };
@@ -34,3 +34,18 @@ enum samkv_status samkv_config_from_json(const char *json, size_t bytes, struct 
 
 /* Bounds and consistency, whatever the source: products cannot overflow, heads is a multiple of kv_heads, ... */
 enum samkv_status samkv_config_check(const struct samkv_model_config *, struct samkv_error *) SAMKV_MUST_USE;
+
+struct samkv_gguf;
+
+/*
+ * The same from a GGUF file's metadata: general.architecture llama, qwen2 or qwen3. Sizes that the metadata may leave
+ * out (vocabulary, bias, tied embeddings) come from the tensor table. Same statuses.
+ */
+enum samkv_status samkv_config_from_gguf(const struct samkv_gguf *, struct samkv_model_config *out,
+                                         struct samkv_error *) SAMKV_MUST_USE;
+
+/* Fills inv_freq with theta^(-2i/head_dim), rope_scale with 1. head_dim must have been checked. */
+void samkv_config_rope_default(struct samkv_model_config *, double theta);
+
+/* Whether head_dim is one that inv_freq has room for: even, 2 to SAMKV_MAX_HEAD_DIM. */
+bool samkv_config_head_dim_fits(uint32_t head_dim);
