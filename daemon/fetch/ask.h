@@ -1,7 +1,7 @@
 #pragma once
 /*
- * Ask: the daemon's own greedy answer over a sparse (samkv), naively reused (reuse) or fully recomputed (full) cache, so
- * that a person sees the difference. Called on a pool worker; blocks.
+ * Ask: the daemon's own greedy answer over a sparse (samkv), naively reused (reuse) or fully recomputed (full) cache,
+ * so that a person sees the difference. Called on a pool worker; blocks.
  */
 #include "daemon/fetch/fetch.h"
 

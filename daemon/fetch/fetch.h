@@ -23,9 +23,9 @@ struct samkv_fetch_request {
     size_t query_bytes;
     const int32_t *query_tokens;
     size_t query_count;
-    double ratio;                     /* (0, 1] */
-    bool fixed;                       /* selection=fixed, else dynamic */
-    const uint32_t *stable_layers;    /* NULL: the default */
+    double ratio;                  /* (0, 1] */
+    bool fixed;                    /* selection=fixed, else dynamic */
+    const uint32_t *stable_layers; /* NULL: the default */
     size_t stable_count;
     int64_t init_tokens, local_tokens; /* -1: the collection's */
     enum samkv_update update;
@@ -52,6 +52,7 @@ struct samkv_fetch_result {
     int memfd; /* sealed, a valid safetensors file; owned by the result; -1 when ask keeps the cache */
     struct samkv_fetch_layout layout;
     uint32_t documents;
+    uint32_t block_tokens; /* block b of a document begins at its token b * block_tokens */
     uint32_t preamble_tokens, kept_tokens, total_tokens, next_position;
     double sequence_ratio, recompute_ratio;
     double *top_p;             /* [documents] */

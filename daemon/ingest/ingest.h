@@ -19,7 +19,7 @@ struct samkv_collection_spec {
     size_t preamble_bytes;
     const int32_t *preamble_tokens;
     size_t preamble_count;
-    bool has_preamble;    /* a preamble is meant (it may be empty) */
+    bool has_preamble; /* a preamble is meant (it may be empty) */
     bool preamble_is_text;
     int64_t block_tokens, init_tokens, local_tokens; /* -1: unset. Defaults 16, 16, 16 */
 };

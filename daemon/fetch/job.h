@@ -1,0 +1,78 @@
+#pragma once
+/*
+ * A fetch in its steps, shared by samkv_fetch (whose cache ends in a memfd) and samkv_ask (which goes on decoding).
+ * Private to this room.
+ *
+ *   open → plan → load → place → recompute → (seal | decode) → close
+ */
+#include "daemon/fetch/fetch.h"
+#include "daemon/ingest/collection.h"
+#include "daemon/ingest/load.h"
+#include "daemon/samkv/select.h"
+#include "daemon/samkv/stage.h"
+
+struct samkv_fetch_document {
+    struct samkv_manifest manifest;
+    struct samkv_blocks blocks; /* with this request's anchor sizes */
+    uint32_t start;             /* joint position of its first token */
+    int32_t *tokens;            /* [manifest.tokens], heap */
+    size_t first_kept_row;      /* of the kept rows */
+};
+
+struct samkv_fetch_job {
+    const struct samkv_fetch_request *request;
+    struct samkv_snapshot *snapshot;
+    struct samkv_collection collection;
+    struct samkv_engine engine; /* a copy, `stored` being the collection's */
+    struct samkv_fetch_document *documents;
+    uint32_t document_count;
+    int32_t *query; /* heap */
+    size_t query_count;
+    uint32_t *stable; /* ascending, heap */
+    uint32_t stable_count;
+    uint32_t total_tokens;
+    uint32_t query_position; /* joint position of the query's first token */
+
+    struct samkv_stage preamble; /* stored rows of the preamble; rows 0 when there is none */
+    struct samkv_stage anchors;  /* stored rows of all anchors, documents in order */
+    struct samkv_selection selection;
+
+    /* The rows of the reply: preamble, kept tokens, then the query (with_query). */
+    uint32_t rows, query_rows;
+    int32_t *tokens, *doc, *index, *position; /* [rows], one allocation */
+    uint32_t *depth;                          /* [rows], of the same allocation */
+    float *logits;                            /* [vocab], with_query */
+    struct samkv_stage stage;                 /* stored rows of preamble and kept tokens */
+    struct samkv_kv_cache cache;              /* the same after RoPE and recomputation, and the query's */
+    uint64_t recomputed;                      /* (document token, layer) pairs */
+    uint64_t bytes_stored;
+    double started_ms;
+    struct samkv_fetch_timing timing;
+};
+
+double samkv_fetch_now_ms(void);
+
+/* Validates the request and reads everything small: collection, manifests, tokens, the query's tokens. with_query of
+ * the request may be forced (ask). The job is zeroed first; close it in every case. */
+enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *, struct samkv_models *, struct samkv_store *,
+                                       const struct samkv_fetch_request *, struct samkv_error *) SAMKV_MUST_USE;
+void samkv_fetch_job_close(struct samkv_fetch_job *);
+
+/* Index and anchors, the query over them, the selection. */
+enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+/* Instead of plan: everything is kept and nothing recomputed (naive reuse). */
+enum samkv_status samkv_fetch_job_keep_all(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* The rows of the reply, from the selection. */
+enum samkv_status samkv_fetch_job_lay_out(struct samkv_fetch_job *, bool with_query,
+                                          struct samkv_error *) SAMKV_MUST_USE;
+
+/* Kept blocks from the store (anchors from memory) into job->stage, which is given. */
+enum samkv_status samkv_fetch_job_load(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Stage → cache with RoPE, then the recomputation. Both on the lane, in one call. */
+enum samkv_status samkv_fetch_job_recompute(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* What the reply says besides the memory. */
+enum samkv_status samkv_fetch_job_report(const struct samkv_fetch_job *, struct samkv_fetch_result *,
+                                         struct samkv_error *) SAMKV_MUST_USE;

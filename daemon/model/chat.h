@@ -1,0 +1,20 @@
+#pragma once
+/* How a question is put to a chat model whose turn the preamble has opened, and how its answer ends. */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/status.h"
+#include "daemon/base/ids.h"
+#include "daemon/model/model.h"
+
+/*
+ * Appends the query's tokens: a separator, the question as plain text, and what closes the user's turn and opens the
+ * assistant's, for the chat format that the preamble speaks (ChatML, Llama 3); "Question: … Answer:" for none.
+ */
+enum samkv_status samkv_chat_query(const struct samkv_model *, const int32_t *preamble, size_t preamble_count,
+                                   const char *question, size_t bytes, struct samkv_ids *out,
+                                   struct samkv_error *) SAMKV_MUST_USE;
+
+/* Whether the token ends an answer. */
+bool samkv_chat_is_end(const struct samkv_model *, int32_t token);
