@@ -40,6 +40,12 @@ enum samkv_status {
 };
 
 #define SAMKV_MUST_USE __attribute__((warn_unused_result))
+/* Exported from libsamkv, which is built with hidden visibility. */
+#define SAMKV_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 /* What went wrong, in one line that says what to do about it. Lives on the caller's stack. */
 struct samkv_error {
@@ -48,15 +54,19 @@ struct samkv_error {
 };
 
 /* Short English text of a status; never NULL, also for values from a newer peer. */
-const char *samkv_status_text(enum samkv_status status);
+SAMKV_API const char *samkv_status_text(enum samkv_status status);
 
 /* Its constant's name without the prefix ("NOT_FOUND"); "UNKNOWN" for values from a newer peer. */
-const char *samkv_status_name(enum samkv_status status);
+SAMKV_API const char *samkv_status_name(enum samkv_status status);
 
 /* Fills err (NULL is allowed) and returns status, so that `return samkv_fail(err, SAMKV_INVALID, ...)` reads well. */
-enum samkv_status samkv_fail(struct samkv_error *err, enum samkv_status status, const char *format, ...)
+SAMKV_API enum samkv_status samkv_fail(struct samkv_error *err, enum samkv_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 
 /* samkv_fail for an errno value; ENOSPC becomes FULL, ENOMEM NO_MEMORY, ENOENT NOT_FOUND, the rest IO. */
-enum samkv_status samkv_fail_errno(struct samkv_error *err, int errnum, const char *format, ...)
+SAMKV_API enum samkv_status samkv_fail_errno(struct samkv_error *err, int errnum, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
+
+#ifdef __cplusplus
+}
+#endif

@@ -9,6 +9,14 @@
 #include <stddef.h>
 #include <string.h>
 
+#ifndef SAMKV_API /* as in status.h */
+#define SAMKV_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Values are pinned: they stand in stored records and on the wire. */
 enum samkv_dtype {
     SAMKV_F32 = 0,
@@ -32,10 +40,10 @@ static inline size_t samkv_dtype_bytes(enum samkv_dtype dtype)
 }
 
 /* "f32", "f16", "bf16", "i32"; "?" for an unknown value. */
-const char *samkv_dtype_name(enum samkv_dtype dtype);
+SAMKV_API const char *samkv_dtype_name(enum samkv_dtype dtype);
 
 /* The reverse; -1 for an unknown name. */
-int samkv_dtype_parse(const char *name);
+SAMKV_API int samkv_dtype_parse(const char *name);
 
 /* The geometry of one model's KV cache. */
 struct samkv_kv_shape {
@@ -76,5 +84,9 @@ static inline uint16_t samkv_f32_to_bf16(float f)
 }
 
 /* IEEE half precision, denormals included, round to nearest even. */
-float samkv_f16_to_f32(uint16_t h);
-uint16_t samkv_f32_to_f16(float f);
+SAMKV_API float samkv_f16_to_f32(uint16_t h);
+SAMKV_API uint16_t samkv_f32_to_f16(float f);
+
+#ifdef __cplusplus
+}
+#endif

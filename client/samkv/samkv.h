@@ -1,7 +1,452 @@
-#ifndef SAMKV_SAMKV_H
-#define SAMKV_SAMKV_H
+#pragma once
 /*
  * libsamkv: sparse KV caches from a samkvd daemon, for inference engines.
- * PLACEHOLDER PURPOSE: replaced by the client's author.
+ *
+ * A document goes in once, as text or tokens; the daemon prefills it and keeps its KV cache on disk. For a query over
+ * some documents it hands out a small, ready-to-use KV cache of the tokens that the query needs, as memory that is
+ * mapped here.
+ *
+ *   struct samkv_client *client;
+ *   struct samkv_cache *cache;
+ *   struct samkv_error err;
+ *   const char *ids[] = {"alan-turing", "enigma"};
+ *   struct samkv_fetch_options options;
+ *   samkv_fetch_options_init(&options);
+ *   options.ids = ids, options.id_count = 2;
+ *   options.query = "Who broke the code?", options.query_bytes = strlen(options.query);
+ *   if (samkv_client_connect(NULL, &client, &err) || samkv_client_fetch(client, &options, &cache, &err))
+ *       return fprintf(stderr, "%s\n", err.text), 1;
+ *   for (uint32_t l = 0; l < cache->layers; l++)
+ *       engine_load(l, samkv_cache_k(cache, l), samkv_cache_v(cache, l), cache->rows, cache->position);
+ *   samkv_cache_free(cache);
+ *   samkv_client_close(client);
+ *
+ * Glossary
+ *   collection  documents that share a model, a preamble, a block size and anchor sizes. NULL or "" means "default".
+ *   preamble    tokens in front of all documents (BOS, system prompt), fixed for a collection.
+ *   block       block_tokens tokens of a document, counted from its start; the last one may be short.
+ *   anchors     whole blocks at both ends of a document, always kept.
+ *   row         one token of a cache: preamble rows first, then kept document tokens, then the query's (with_query).
+ *
+ * Errors. Functions return an enum samkv_status; err (NULL is allowed) then holds one line that says what to do.
+ * NO_DAEMON: nobody listens. CLOSED: the connection ended; connect again (caches stay valid). PROTOCOL: the daemon said
+ * something impossible. TIMEOUT: see samkv_client_set_timeout_ms. TOO_LARGE: the request does not fit a frame. All
+ * others come from the daemon and concern one request only. Values that a newer daemon sends may be unknown to this
+ * header.
+ *
+ * Ownership. What a call takes is borrowed until it returns, strings included. A struct samkv_reply is deinitialised
+ * with samkv_reply_deinit and owns everything it points to; a struct samkv_cache is freed with samkv_cache_free and
+ * needs neither client nor daemon any more.
+ *
+ * Threads. A client belongs to one thread at a time; different clients are independent. A cache is read-only: any
+ * number of threads may read it, one frees it. No global state, no signals: SIGPIPE is never raised.
  */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "samkv/status.h"
+#include "samkv/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct samkv_client;
+
+/* "0.1.0": the library's own version. */
+SAMKV_API const char *samkv_client_version(void);
+
+/* ------------------------------------------------------------------ connection */
+
+/*
+ * Connects and shakes hands; waits at most 10 seconds. path NULL: $SAMKV_SOCKET, else $XDG_RUNTIME_DIR/samkv.sock if it
+ * is there, else /run/samkv/samkv.sock. NO_DAEMON, DENIED, INVALID (path too long), TIMEOUT, PROTOCOL, UNSUPPORTED
+ * (version).
+ */
+SAMKV_API enum samkv_status samkv_client_connect(const char *path, struct samkv_client **out,
+                                                 struct samkv_error *err) SAMKV_MUST_USE;
+
+/* The same over a connected stream socket (socketpair, systemd), which it owns from here on, also when it fails. */
+SAMKV_API enum samkv_status samkv_client_attach(int fd, struct samkv_client **out,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+
+/* The path that connect would use for this argument. out: at least 108 bytes. INVALID when it does not fit a socket
+ * address. */
+SAMKV_API enum samkv_status samkv_client_path(const char *path, char *out, size_t bytes,
+                                              struct samkv_error *err) SAMKV_MUST_USE;
+
+/* Requests in flight are given up; the daemon stops working on them. NULL is allowed. */
+SAMKV_API void samkv_client_close(struct samkv_client *);
+
+/* The daemon's name and version ("samkvd/0.1.0"); lives as long as the client. */
+SAMKV_API const char *samkv_client_server(const struct samkv_client *);
+
+/* The largest request that the daemon takes. */
+SAMKV_API uint64_t samkv_client_max_request_bytes(const struct samkv_client *);
+
+/*
+ * For requests made from now on: how long they may stay without any answer (a piece of a streamed reply counts as one)
+ * before they end with TIMEOUT. 0 (the default): forever. A reply that comes too late is dropped.
+ */
+SAMKV_API void samkv_client_set_timeout_ms(struct samkv_client *, int timeout_ms);
+
+/* ------------------------------------------------------------------ what is asked */
+
+/* What a collection is made of. Only its first ingest needs it; whatever a later one sets must agree, or MISMATCH. */
+struct samkv_collection_options {
+    const char *model;    /* NULL: what is stored, else the daemon's first model */
+    bool has_preamble;    /* says that one of the next two is meant, even an empty one */
+    const char *preamble; /* text, UTF-8 */
+    size_t preamble_bytes;
+    const int32_t *preamble_tokens; /* instead of text */
+    size_t preamble_token_count;
+    int64_t block_tokens, init_tokens, local_tokens; /* -1: as stored, else 16, 16, 16 */
+};
+
+/* One document. samkv_document_init gives the defaults. */
+struct samkv_document {
+    const char *collection;
+    const char *id;    /* 1 to 255 bytes of UTF-8 without control characters */
+    const char *title; /* or NULL */
+    const char *text;  /* UTF-8, or NULL when tokens are given */
+    size_t text_bytes;
+    const int32_t *tokens; /* instead of text */
+    size_t token_count;
+    uint32_t chunk_tokens; /* split a longer document into id#1, id#2, …; 0: refuse what exceeds the model's context */
+    struct samkv_collection_options spec;
+    uint64_t reserved[4];
+};
+SAMKV_API void samkv_document_init(struct samkv_document *);
+
+enum samkv_fetch_selection { SAMKV_FETCH_DYNAMIC = 0, SAMKV_FETCH_FIXED = 1 };
+enum samkv_fetch_update { SAMKV_FETCH_OVERWRITE = 0, SAMKV_FETCH_COSINE = 1, SAMKV_FETCH_THETA = 2 };
+enum samkv_fetch_positions { SAMKV_FETCH_ORIGINAL = 0, SAMKV_FETCH_COMPACT = 1 };
+
+/* samkv_fetch_options_init gives the defaults; ids and a query are needed besides. */
+struct samkv_fetch_options {
+    const char *collection;
+    const char *const *ids; /* in the order of the prompt */
+    size_t id_count;
+    const char *query; /* UTF-8, or NULL when tokens are given */
+    size_t query_bytes;
+    const int32_t *query_tokens; /* instead of text */
+    size_t query_token_count;
+    double ratio;                         /* of the documents' tokens to keep, (0, 1]; 0.15 */
+    enum samkv_fetch_selection selection; /* DYNAMIC: the budget is a bound; FIXED: it is filled */
+    const uint32_t *stable_layers;        /* NULL: the model's default */
+    size_t stable_layer_count;
+    int64_t init_tokens, local_tokens; /* -1: the collection's */
+    enum samkv_fetch_update update;    /* how recomputed K and V meet the cached ones */
+    double theta;                      /* [0, 1], for THETA: theta * new + (1 - theta) * old */
+    bool no_recompute;
+    enum samkv_fetch_positions positions; /* ORIGINAL: joint positions, with gaps; COMPACT: 0, 1, 2, … */
+    bool with_query;                      /* the query's rows and logits come along */
+    uint64_t reserved[4];
+};
+SAMKV_API void samkv_fetch_options_init(struct samkv_fetch_options *);
+
+enum samkv_method { SAMKV_METHOD_SAMKV = 0, SAMKV_METHOD_FULL = 1, SAMKV_METHOD_REUSE = 2 };
+
+/* samkv_ask_options_init gives the defaults. The daemon's own model answers, greedily. */
+struct samkv_ask_options {
+    struct samkv_fetch_options fetch; /* its query is ignored */
+    const char *question;             /* UTF-8 */
+    size_t question_bytes;
+    enum samkv_method method; /* over the sparse, the fully recomputed, or the naively reused cache */
+    uint32_t max_tokens;      /* 0: 64 */
+    bool raw;                 /* the question is the whole query: no chat template around it */
+    uint64_t reserved[4];
+};
+SAMKV_API void samkv_ask_options_init(struct samkv_ask_options *);
+
+/* ------------------------------------------------------------------ what is answered */
+
+struct samkv_timing {
+    double total, index, query, select, read, recompute, reply, queue; /* milliseconds */
+};
+
+struct samkv_blocks_kept {
+    const uint32_t *blocks; /* [count] block numbers, ascending */
+    size_t count;
+};
+
+/* What a fetch did. Arrays have one element a document, in the order of the request. */
+struct samkv_figures {
+    uint32_t documents;
+    uint32_t preamble_tokens;
+    uint32_t kept_tokens;   /* document tokens in the cache */
+    uint32_t total_tokens;  /* document tokens in all */
+    uint32_t next_position; /* where the query, or what follows it, goes on */
+    uint32_t block_tokens;  /* 0: the daemon does not say */
+    double sequence_ratio;  /* kept / total */
+    double recompute_ratio; /* recomputed (token, layer) pairs of all */
+    const double *top_p;
+    const uint32_t *document_tokens;
+    const struct samkv_blocks_kept *keep;
+    const uint32_t *stable_layers; /* [stable_layer_count] */
+    size_t stable_layer_count;
+    uint64_t bytes_read;        /* of the store: index and blocks */
+    uint64_t bytes_stored;      /* what reading these documents whole would have cost */
+    bool anchors_exceed_budget; /* the anchors alone are more than the ratio allows */
+    const char *backend;
+    struct samkv_timing timing_ms;
+};
+
+/*
+ * A fetched cache: sealed memory, mapped read-only. It stays valid until samkv_cache_free, also when the daemon is dead
+ * or the client closed. All that the daemon says about it was checked against the real size of the memory. The members
+ * are the library's: read them only. The memory is a valid safetensors file.
+ */
+struct samkv_cache {
+    uint32_t layers, rows, kv_heads, head_dim;
+    enum samkv_dtype dtype;  /* of K and V: f32, f16 or bf16 */
+    const int32_t *tokens;   /* [rows] */
+    const int32_t *doc;      /* [rows] number of the document in the request, -1 preamble, -2 query */
+    const int32_t *index;    /* [rows] place in its document (preamble, query) */
+    const int32_t *position; /* [rows] that K was rotated to; ascending, with gaps unless COMPACT */
+    const float *logits;     /* [vocab] after the query's last token; NULL without with_query */
+    uint32_t vocab;
+    struct samkv_figures figures;
+    const void *memory;
+    size_t memory_bytes;
+    struct samkv_cache_memory *owner;
+};
+
+/* K of a layer after RoPE, and V: (rows, kv_heads, head_dim) contiguous in the cache's dtype, aligned to it. NULL: no
+ * such layer. */
+SAMKV_API const void *samkv_cache_k(const struct samkv_cache *, uint32_t layer);
+SAMKV_API const void *samkv_cache_v(const struct samkv_cache *, uint32_t layer);
+
+/* The sealed memory's descriptor, to map or to pass on; it stays the cache's. */
+SAMKV_API int samkv_cache_fd(const struct samkv_cache *);
+
+/* Writes the cache to a safetensors file that appears whole or not at all (a device or pipe is written to directly). */
+SAMKV_API enum samkv_status samkv_cache_save(const struct samkv_cache *, const char *path,
+                                             struct samkv_error *err) SAMKV_MUST_USE;
+
+/* NULL is allowed. */
+SAMKV_API void samkv_cache_free(struct samkv_cache *);
+
+struct samkv_ingested_document {
+    const char *id; /* as given, or id#1, id#2, … when it was split */
+    bool skipped;   /* the same content was there already */
+    uint32_t tokens;
+    uint64_t bytes_raw, bytes_stored;
+};
+
+struct samkv_document_info {
+    const char *collection, *id, *title;
+    const char *key; /* of its content, hex */
+    uint32_t tokens, blocks;
+    uint64_t bytes_raw, bytes_stored, bytes_index;
+    int64_t created_unix_s;
+};
+
+struct samkv_collection_info {
+    const char *name, *model, *dtype;
+    const char *fingerprint; /* of the model, hex */
+    uint32_t block_tokens, init_tokens, local_tokens, preamble_tokens;
+    uint64_t documents;
+};
+
+struct samkv_model_info {
+    const char *name, *path, *device, *fingerprint, *dtype; /* dtype: of what is stored */
+    uint32_t layers, context_tokens;
+    uint64_t weight_bytes;
+};
+
+struct samkv_counter {
+    const char *name;
+    double value;
+};
+
+/* Pinned: the frame types of PROTOCOL.md. */
+enum samkv_operation {
+    SAMKV_OPERATION_PING = 2,
+    SAMKV_OPERATION_INGEST = 3,
+    SAMKV_OPERATION_FETCH = 4,
+    SAMKV_OPERATION_ASK = 5,
+    SAMKV_OPERATION_LIST = 6,
+    SAMKV_OPERATION_SHOW = 7,
+    SAMKV_OPERATION_REMOVE = 8,
+    SAMKV_OPERATION_STATUS = 9,
+    SAMKV_OPERATION_VERIFY = 10,
+};
+
+struct samkv_ingest_answer {
+    const struct samkv_ingested_document *documents; /* more than one when it was split */
+    size_t count;
+    double prefill_ms; /* device time */
+};
+
+struct samkv_ask_answer {
+    const char *text; /* this piece: whole UTF-8 characters, not NUL-terminated */
+    size_t text_bytes;
+    /* The rest is filled in the last piece only. */
+    uint32_t answer_tokens, prompt_tokens; /* prompt: rows that were there before the answer began */
+    double first_token_ms, total_ms;
+    const struct samkv_figures *figures; /* of the sparse cache; NULL for the other methods */
+};
+
+struct samkv_list_answer {
+    const struct samkv_document_info *documents; /* by id */
+    size_t document_count;
+    const struct samkv_collection_info *collections;
+    size_t collection_count;
+    bool more; /* list again, after the last id */
+};
+
+struct samkv_show_answer {
+    struct samkv_document_info document;
+    struct samkv_collection_info collection;
+    const char *text; /* decoded from the stored tokens; text[text_bytes] is 0 */
+    size_t text_bytes;
+};
+
+struct samkv_remove_answer {
+    uint32_t removed;
+    const char *const *missing; /* [missing_count] ids that were not there */
+    size_t missing_count;
+};
+
+struct samkv_status_answer {
+    const char *version, *store;
+    uint64_t uptime_s, collections, documents, names, connections;
+    uint64_t bytes_file, bytes_used, bytes_limit; /* limit 0: none */
+    uint64_t bytes_raw, bytes_stored, resident_bytes;
+    const struct samkv_model_info *models;
+    size_t model_count;
+    const struct samkv_counter *counters;
+    size_t counter_count;
+};
+
+struct samkv_verify_answer {
+    uint64_t documents, documents_total, blocks, bytes, damaged, repaired;
+    const char *const *damaged_ids; /* "collection/id"; at most 100 */
+    size_t damaged_id_count;
+};
+
+/* One answer, or one piece of a streamed one (ask, verify). */
+struct samkv_reply {
+    uint64_t request; /* what submit gave */
+    enum samkv_operation operation;
+    bool more;                /* further pieces of this request follow */
+    enum samkv_status status; /* not OK: error says why, nothing else is filled */
+    struct samkv_error error;
+    struct samkv_cache *cache; /* fetch: yours; set it to NULL to keep it beyond samkv_reply_deinit */
+    union {
+        struct samkv_ingest_answer ingest;
+        struct samkv_ask_answer ask;
+        struct samkv_list_answer list;
+        struct samkv_show_answer show;
+        struct samkv_remove_answer remove;
+        struct samkv_status_answer status;
+        struct samkv_verify_answer verify;
+        uint64_t reserved[64];
+    } answer;
+    struct samkv_reply_memory *owner;
+};
+
+/* Frees what the reply owns, the cache included. A zeroed or deinitialised reply is allowed. */
+SAMKV_API void samkv_reply_deinit(struct samkv_reply *);
+
+/* ------------------------------------------------------------------ blocking calls */
+/*
+ * Each waits for its own answer; answers to submitted requests that arrive meanwhile stay for samkv_client_next. On
+ * failure nothing is left to free. reply may be NULL where it is not needed.
+ */
+SAMKV_API enum samkv_status samkv_client_ping(struct samkv_client *, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* OK: the document is on disk. */
+SAMKV_API enum samkv_status samkv_client_ingest(struct samkv_client *, const struct samkv_document *,
+                                                struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
+
+SAMKV_API enum samkv_status samkv_client_fetch(struct samkv_client *, const struct samkv_fetch_options *,
+                                               struct samkv_cache **out, struct samkv_error *err) SAMKV_MUST_USE;
+
+/*
+ * on_text (may be NULL) gets each piece of the answer as it comes, on this thread; it must not use the client. When it
+ * returns false, the call ends with CANCELLED and later pieces are dropped. reply holds the figures and the last
+ * piece's text.
+ */
+SAMKV_API enum samkv_status samkv_client_ask(struct samkv_client *, const struct samkv_ask_options *,
+                                             bool (*on_text)(void *arg, const char *text, size_t bytes), void *arg,
+                                             struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* One page of at most limit (0: the daemon's choice) documents whose id is above `after` (NULL: from the start). */
+SAMKV_API enum samkv_status samkv_client_list(struct samkv_client *, const char *collection, const char *after,
+                                              uint32_t limit, struct samkv_reply *reply,
+                                              struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_list_collections(struct samkv_client *, struct samkv_reply *reply,
+                                                          struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_show(struct samkv_client *, const char *collection, const char *id,
+                                              struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* Ids that are not there are no failure: see the answer's `missing`. */
+SAMKV_API enum samkv_status samkv_client_remove(struct samkv_client *, const char *collection, const char *const *ids,
+                                                size_t count, struct samkv_reply *reply,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_status(struct samkv_client *, struct samkv_reply *reply,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+
+/* collection NULL or "": all of them. on_progress as on_text above. Damage found is OK: see the answer. */
+SAMKV_API enum samkv_status samkv_client_verify(struct samkv_client *, const char *collection, bool repair,
+                                                bool (*on_progress)(void *arg, const struct samkv_verify_answer *),
+                                                void *arg, struct samkv_reply *reply,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+
+/* ------------------------------------------------------------------ for event loops */
+/*
+ * Submit gives a number for the request and never blocks. BUSY when as many are in flight as the daemon allows: process
+ * first. Answers come in any order.
+ *
+ *   poll samkv_client_fd for POLLIN, and POLLOUT when samkv_client_wants_write, at most samkv_client_wait_ms
+ *   samkv_client_process(client, &err)
+ *   while (samkv_client_next(client, &reply)) { …; samkv_reply_deinit(&reply); }
+ */
+SAMKV_API enum samkv_status samkv_client_submit_ping(struct samkv_client *, uint64_t *request,
+                                                     struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_ingest(struct samkv_client *, const struct samkv_document *,
+                                                       uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_fetch(struct samkv_client *, const struct samkv_fetch_options *,
+                                                      uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_ask(struct samkv_client *, const struct samkv_ask_options *,
+                                                    uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_list(struct samkv_client *, const char *collection, const char *after,
+                                                     uint32_t limit, uint64_t *request,
+                                                     struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_list_collections(struct samkv_client *, uint64_t *request,
+                                                                 struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_show(struct samkv_client *, const char *collection, const char *id,
+                                                     uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_remove(struct samkv_client *, const char *collection,
+                                                       const char *const *ids, size_t count, uint64_t *request,
+                                                       struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_status(struct samkv_client *, uint64_t *request,
+                                                       struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_verify(struct samkv_client *, const char *collection, bool repair,
+                                                       uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* Drops the answer of a request in flight; the daemon works on. Its place is free again when that answer has come. */
+SAMKV_API void samkv_client_abandon(struct samkv_client *, uint64_t request);
+
+/* To poll; never to be read from. -1 after the connection ended. */
+SAMKV_API int samkv_client_fd(const struct samkv_client *);
+SAMKV_API bool samkv_client_wants_write(const struct samkv_client *);
+
+/* Milliseconds until the next request times out; -1: never, as in poll. */
+SAMKV_API int samkv_client_wait_ms(const struct samkv_client *);
+
+/*
+ * Moves what can be moved without blocking and completes requests. Anything but OK is the connection's end: every
+ * request that was in flight is then complete with that status.
+ */
+SAMKV_API enum samkv_status samkv_client_process(struct samkv_client *, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* The next finished request or piece; false when there is none. */
+SAMKV_API bool samkv_client_next(struct samkv_client *, struct samkv_reply *out);
+
+#ifdef __cplusplus
+}
 #endif

@@ -1,0 +1,174 @@
+/* The blocking calls: submit, wait for one's own answer, hand it over. */
+#include "client/client_internal.h"
+
+#include <string.h>
+
+/* Moves a finished answer to the caller. reply may be NULL. */
+static enum samkv_status finish(struct samkv_reply *from, struct samkv_reply *reply, struct samkv_error *err)
+{
+    enum samkv_status status = from->status;
+    if (status && err)
+        *err = from->error;
+    if (status || !reply)
+        samkv_reply_deinit(from);
+    if (reply)
+        *reply = *from;
+    return status;
+}
+
+static enum samkv_status wait_for(struct samkv_client *client, uint64_t request, struct samkv_reply *reply,
+                                  struct samkv_error *err)
+{
+    struct samkv_reply got;
+    samkv_client_wait(client, request, &got);
+    return finish(&got, reply, err);
+}
+
+/* A failed submit leaves nothing to free. */
+static void clear(struct samkv_reply *reply)
+{
+    if (reply)
+        memset(reply, 0, sizeof *reply);
+}
+
+enum samkv_status samkv_client_ping(struct samkv_client *client, struct samkv_error *err)
+{
+    uint64_t request;
+    enum samkv_status status = samkv_client_submit_ping(client, &request, err);
+    return status ? status : wait_for(client, request, NULL, err);
+}
+
+enum samkv_status samkv_client_ingest(struct samkv_client *client, const struct samkv_document *document,
+                                      struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_ingest(client, document, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_fetch(struct samkv_client *client, const struct samkv_fetch_options *options,
+                                     struct samkv_cache **out, struct samkv_error *err)
+{
+    uint64_t request;
+    struct samkv_reply reply;
+    *out = NULL;
+    enum samkv_status status = samkv_client_submit_fetch(client, options, &request, err);
+    if (status || (status = wait_for(client, request, &reply, err)))
+        return status;
+    *out = reply.cache;
+    reply.cache = NULL;
+    samkv_reply_deinit(&reply);
+    return SAMKV_OK;
+}
+
+/*
+ * Waits for all pieces of a streamed answer. on_piece sees each of them, the last one too; when it returns false
+ * nothing more is waited for.
+ */
+static enum samkv_status wait_for_stream(struct samkv_client *client, uint64_t request,
+                                         bool (*on_piece)(void *arg, const struct samkv_reply *), void *arg,
+                                         struct samkv_reply *reply, struct samkv_error *err)
+{
+    for (;;) {
+        struct samkv_reply piece;
+        samkv_client_wait(client, request, &piece);
+        if (!piece.status && !on_piece(arg, &piece)) {
+            samkv_reply_deinit(&piece);
+            samkv_client_abandon(client, request);
+            return samkv_fail(err, SAMKV_CANCELLED, "stopped by the caller");
+        }
+        if (!piece.more)
+            return finish(&piece, reply, err);
+        samkv_reply_deinit(&piece);
+    }
+}
+
+struct text_sink {
+    bool (*on_text)(void *arg, const char *text, size_t bytes);
+    void *arg;
+};
+
+static bool on_ask_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct text_sink *sink = arg;
+    const struct samkv_ask_answer *answer = &piece->answer.ask;
+    return !sink->on_text || !answer->text_bytes || sink->on_text(sink->arg, answer->text, answer->text_bytes);
+}
+
+enum samkv_status samkv_client_ask(struct samkv_client *client, const struct samkv_ask_options *options,
+                                   bool (*on_text)(void *arg, const char *text, size_t bytes), void *arg,
+                                   struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct text_sink sink = {on_text, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_ask(client, options, &request, err);
+    return status ? status : wait_for_stream(client, request, on_ask_piece, &sink, reply, err);
+}
+
+struct progress_sink {
+    bool (*on_progress)(void *arg, const struct samkv_verify_answer *);
+    void *arg;
+};
+
+static bool on_verify_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct progress_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.verify);
+}
+
+enum samkv_status samkv_client_verify(struct samkv_client *client, const char *collection, bool repair,
+                                      bool (*on_progress)(void *arg, const struct samkv_verify_answer *), void *arg,
+                                      struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct progress_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_verify(client, collection, repair, &request, err);
+    return status ? status : wait_for_stream(client, request, on_verify_piece, &sink, reply, err);
+}
+
+enum samkv_status samkv_client_list(struct samkv_client *client, const char *collection, const char *after,
+                                    uint32_t limit, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_list(client, collection, after, limit, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_list_collections(struct samkv_client *client, struct samkv_reply *reply,
+                                                struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_list_collections(client, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_show(struct samkv_client *client, const char *collection, const char *id,
+                                    struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_show(client, collection, id, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_remove(struct samkv_client *client, const char *collection, const char *const *ids,
+                                      size_t count, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_remove(client, collection, ids, count, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_status(struct samkv_client *client, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_status(client, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}

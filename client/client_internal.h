@@ -1,0 +1,118 @@
+#pragma once
+/*
+ * What libsamkv's files share. From the socket upwards:
+ *   wire    bytes: whole frames out of a non-blocking socket, a queue of frames into it
+ *   client  requests: numbers, deadlines, the hand-shake, completions
+ *   submit  options → messages          reply, cache  messages → answers
+ *   calls   the blocking calls, over all of this
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/frame.h"
+#include "proto/samkv.pb-c.h"
+#include "samkv/samkv.h"
+
+/* ------------------------------------------------------------------ wire */
+
+/* A whole frame; who takes it frees payload and closes fd (-1: none came). */
+struct samkv_incoming {
+    struct samkv_frame frame;
+    uint8_t *payload;
+    int fd;
+};
+
+struct samkv_wire_item;
+
+struct samkv_wire {
+    int socket;
+    struct samkv_wire_item *head, **tail;
+    uint8_t header[SAMKV_FRAME_HEADER_BYTES];
+    size_t header_got, payload_got;
+    struct samkv_incoming incoming;
+};
+
+/* Takes the socket, which becomes non-blocking. */
+void samkv_wire_init(struct samkv_wire *, int socket);
+void samkv_wire_deinit(struct samkv_wire *);
+
+/* Appends a frame with this message to what is to be sent. TOO_LARGE when its payload exceeds max_bytes. */
+enum samkv_status samkv_wire_queue(struct samkv_wire *, struct samkv_frame, const ProtobufCMessage *,
+                                   uint64_t max_bytes, struct samkv_error *) SAMKV_MUST_USE;
+bool samkv_wire_pending(const struct samkv_wire *);
+
+/* Sends what the socket takes now. */
+enum samkv_status samkv_wire_flush(struct samkv_wire *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* OK: one frame is in *out. BUSY: not all of it is here yet. CLOSED, PROTOCOL, IO, NO_MEMORY: the connection is over.
+ */
+enum samkv_status samkv_wire_receive(struct samkv_wire *, struct samkv_incoming *out,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
+void samkv_incoming_deinit(struct samkv_incoming *);
+
+/* ------------------------------------------------------------------ client */
+
+struct samkv_done {
+    struct samkv_done *next;
+    struct samkv_reply reply;
+};
+
+struct samkv_pending {
+    uint64_t id;
+    enum samkv_operation operation;
+    bool abandoned; /* nobody waits for the answer any more; its place is taken until it comes */
+    int timeout_ms; /* 0: none */
+    int64_t deadline_ms;
+    struct samkv_done *done; /* made with the request, so that its end needs no memory */
+};
+
+struct samkv_client {
+    struct samkv_wire wire;
+    char server[64];
+    uint64_t max_frame_bytes;
+    uint32_t max_in_flight;
+    int timeout_ms;
+    uint64_t last_id;
+    struct samkv_pending pending[SAMKV_MAX_IN_FLIGHT];
+    size_t pending_count;
+    struct samkv_done *done_head, **done_tail;
+    struct samkv_error failure; /* status OK while the connection lives */
+};
+
+enum samkv_status samkv_client_submit(struct samkv_client *, enum samkv_operation, const ProtobufCMessage *,
+                                      uint64_t *request, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Waits for the next answer or piece of this request. */
+void samkv_client_wait(struct samkv_client *, uint64_t request, struct samkv_reply *out);
+
+/* poll until the wire can move or timeout_ms has passed (-1: no limit). */
+void samkv_client_poll(struct samkv_client *, int timeout_ms);
+
+int64_t samkv_client_now_ms(void);
+
+/* ------------------------------------------------------------------ answers */
+
+struct samkv_reply_memory {
+    ProtobufCMessage *message; /* strings of the answer point into it */
+    void *arrays[2];
+};
+
+/* Fills an answer, failed ones included, from a frame whose fd and payload it uses up. out->status tells how it went.
+ */
+void samkv_reply_decode(struct samkv_reply *out, struct samkv_incoming *);
+
+/* Makes it a failed answer. */
+void samkv_reply_fail(struct samkv_reply *, const struct samkv_error *);
+
+/* An Error message's payload → status and a printable line. */
+void samkv_reply_error(const uint8_t *payload, size_t bytes, struct samkv_error *out);
+
+/* keep: [message->n_keep], to be filled. PROTOCOL when the lists disagree about the number of documents. */
+enum samkv_status samkv_figures_fill(struct samkv_figures *out, const Samkv__FetchReply *message,
+                                     struct samkv_blocks_kept *keep, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Maps a fetched cache. Takes message and fd, also on failure. */
+enum samkv_status samkv_cache_new(Samkv__FetchReply *message, int fd, struct samkv_cache **out,
+                                  struct samkv_error *) SAMKV_MUST_USE;

@@ -1,0 +1,327 @@
+/* From payloads to public answers. Strings and number lists are not copied: the answer keeps its message. */
+#include "client/client_internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+void samkv_reply_fail(struct samkv_reply *reply, const struct samkv_error *error)
+{
+    reply->status = error->status ? error->status : SAMKV_INTERNAL;
+    reply->error = *error;
+    reply->error.status = reply->status;
+    reply->more = false;
+}
+
+/* The daemon's words go to terminals and logs: one line, no control characters. */
+static void copy_printable(char *out, size_t size, const char *from)
+{
+    size_t n = strnlen(from, size - 1);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (unsigned char)from[i] < 0x20 || from[i] == 0x7f ? ' ' : from[i];
+    out[n] = 0;
+}
+
+void samkv_reply_error(const uint8_t *payload, size_t bytes, struct samkv_error *out)
+{
+    Samkv__Error *message = samkv__error__unpack(NULL, bytes, payload);
+    if (!message) {
+        samkv_fail(out, SAMKV_PROTOCOL, "the daemon failed, and its reason cannot be read");
+        return;
+    }
+    out->status = message->status ? (enum samkv_status)message->status : SAMKV_INTERNAL;
+    copy_printable(out->text, sizeof out->text, *message->message ? message->message : samkv_status_text(out->status));
+    samkv__error__free_unpacked(message, NULL);
+}
+
+enum samkv_status samkv_figures_fill(struct samkv_figures *out, const Samkv__FetchReply *m,
+                                     struct samkv_blocks_kept *keep, struct samkv_error *err)
+{
+    if (m->n_top_p != m->n_keep || m->n_document_tokens != m->n_keep || m->n_keep > UINT32_MAX)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's lists disagree about the number of documents");
+    for (size_t i = 0; i < m->n_keep; i++)
+        keep[i] = (struct samkv_blocks_kept){.blocks = m->keep[i]->blocks, .count = m->keep[i]->n_blocks};
+    *out = (struct samkv_figures){
+        .documents = (uint32_t)m->n_keep,
+        .preamble_tokens = m->preamble_tokens,
+        .kept_tokens = m->kept_tokens,
+        .total_tokens = m->total_tokens,
+        .next_position = m->next_position,
+        .block_tokens = m->block_tokens,
+        .sequence_ratio = m->sequence_ratio,
+        .recompute_ratio = m->recompute_ratio,
+        .top_p = m->top_p,
+        .document_tokens = m->document_tokens,
+        .keep = keep,
+        .stable_layers = m->stable_layers,
+        .stable_layer_count = m->n_stable_layers,
+        .bytes_read = m->bytes_read,
+        .bytes_stored = m->bytes_stored,
+        .anchors_exceed_budget = m->anchors_exceed_budget,
+        .backend = m->backend,
+    };
+    const Samkv__Timing *t = m->timing_ms;
+    if (t)
+        out->timing_ms = (struct samkv_timing){.total = t->total,
+                                               .index = t->index,
+                                               .query = t->query,
+                                               .select = t->select,
+                                               .read = t->read,
+                                               .recompute = t->recompute,
+                                               .reply = t->reply,
+                                               .queue = t->queue};
+    return SAMKV_OK;
+}
+
+/* ------------------------------------------------------------------ one filler an operation */
+
+/* An array of the answer, freed with it. NULL for no elements too, so callers must look at the count. */
+static void *array(struct samkv_reply *reply, int slot, size_t count, size_t bytes)
+{
+    return reply->owner->arrays[slot] = calloc(count ? count : 1, bytes);
+}
+
+static enum samkv_status no_memory(struct samkv_error *err)
+{
+    return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for the answer");
+}
+
+static enum samkv_status fill_ingest(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                     struct samkv_error *err)
+{
+    const Samkv__IngestReply *m = (const Samkv__IngestReply *)message;
+    struct samkv_ingested_document *documents = array(reply, 0, m->n_documents, sizeof *documents);
+    if (!documents)
+        return no_memory(err);
+    for (size_t i = 0; i < m->n_documents; i++) {
+        const Samkv__IngestedDocument *d = m->documents[i];
+        documents[i] = (struct samkv_ingested_document){.id = d->id,
+                                                        .skipped = d->skipped,
+                                                        .tokens = d->tokens,
+                                                        .bytes_raw = d->bytes_raw,
+                                                        .bytes_stored = d->bytes_stored};
+    }
+    reply->answer.ingest = (struct samkv_ingest_answer){documents, m->n_documents, m->prefill_ms};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_ask(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__AskReply *m = (const Samkv__AskReply *)message;
+    reply->answer.ask = (struct samkv_ask_answer){
+        .text = (const char *)m->text.data,
+        .text_bytes = m->text.len,
+        .answer_tokens = m->answer_tokens,
+        .prompt_tokens = m->prompt_tokens,
+        .first_token_ms = m->first_token_ms,
+        .total_ms = m->total_ms,
+    };
+    if (!m->fetch)
+        return SAMKV_OK;
+    struct samkv_figures *figures = array(reply, 0, 1, sizeof *figures);
+    struct samkv_blocks_kept *keep = array(reply, 1, m->fetch->n_keep, sizeof *keep);
+    if (!figures || !keep)
+        return no_memory(err);
+    reply->answer.ask.figures = figures;
+    return samkv_figures_fill(figures, m->fetch, keep, err);
+}
+
+static struct samkv_document_info document_info(const Samkv__Document *d)
+{
+    return (struct samkv_document_info){.collection = d->collection,
+                                        .id = d->id,
+                                        .title = d->title,
+                                        .key = d->key,
+                                        .tokens = d->tokens,
+                                        .blocks = d->blocks,
+                                        .bytes_raw = d->bytes_raw,
+                                        .bytes_stored = d->bytes_stored,
+                                        .bytes_index = d->bytes_index,
+                                        .created_unix_s = d->created_unix_s};
+}
+
+static struct samkv_collection_info collection_info(const Samkv__Collection *c)
+{
+    return (struct samkv_collection_info){.name = c->name,
+                                          .model = c->model,
+                                          .dtype = c->dtype,
+                                          .fingerprint = c->fingerprint,
+                                          .block_tokens = c->block_size,
+                                          .init_tokens = c->init_tokens,
+                                          .local_tokens = c->local_tokens,
+                                          .preamble_tokens = c->preamble_tokens,
+                                          .documents = c->documents};
+}
+
+static enum samkv_status fill_list(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ListReply *m = (const Samkv__ListReply *)message;
+    struct samkv_document_info *documents = array(reply, 0, m->n_documents, sizeof *documents);
+    struct samkv_collection_info *collections = array(reply, 1, m->n_collections, sizeof *collections);
+    if (!documents || !collections)
+        return no_memory(err);
+    for (size_t i = 0; i < m->n_documents; i++)
+        documents[i] = document_info(m->documents[i]);
+    for (size_t i = 0; i < m->n_collections; i++)
+        collections[i] = collection_info(m->collections[i]);
+    reply->answer.list = (struct samkv_list_answer){documents, m->n_documents, collections, m->n_collections, m->more};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_show(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ShowReply *m = (const Samkv__ShowReply *)message;
+    if (!m->document || !m->collection)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer lacks the document");
+    /* protobuf-c does not end bytes with a zero. */
+    char *text = array(reply, 0, m->text.len + 1, 1);
+    if (!text)
+        return no_memory(err);
+    if (m->text.len)
+        memcpy(text, m->text.data, m->text.len);
+    reply->answer.show = (struct samkv_show_answer){.document = document_info(m->document),
+                                                    .collection = collection_info(m->collection),
+                                                    .text = text,
+                                                    .text_bytes = m->text.len};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_remove(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                     struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__RemoveReply *m = (const Samkv__RemoveReply *)message;
+    reply->answer.remove = (struct samkv_remove_answer){
+        .removed = m->removed, .missing = (const char *const *)m->missing, .missing_count = m->n_missing};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                     struct samkv_error *err)
+{
+    const Samkv__StatusReply *m = (const Samkv__StatusReply *)message;
+    struct samkv_model_info *models = array(reply, 0, m->n_models, sizeof *models);
+    struct samkv_counter *counters = array(reply, 1, m->n_counters, sizeof *counters);
+    if (!models || !counters)
+        return no_memory(err);
+    for (size_t i = 0; i < m->n_models; i++) {
+        const Samkv__ModelStatus *s = m->models[i];
+        models[i] = (struct samkv_model_info){.name = s->name,
+                                              .path = s->path,
+                                              .device = s->device,
+                                              .fingerprint = s->fingerprint,
+                                              .dtype = s->dtype,
+                                              .layers = s->layers,
+                                              .context_tokens = s->context_tokens,
+                                              .weight_bytes = s->weight_bytes};
+    }
+    for (size_t i = 0; i < m->n_counters; i++)
+        counters[i] = (struct samkv_counter){.name = m->counters[i]->name, .value = m->counters[i]->value};
+    reply->answer.status = (struct samkv_status_answer){.version = m->version,
+                                                        .store = m->store,
+                                                        .uptime_s = m->uptime_s,
+                                                        .collections = m->collections,
+                                                        .documents = m->documents,
+                                                        .names = m->names,
+                                                        .connections = m->connections,
+                                                        .bytes_file = m->bytes_file,
+                                                        .bytes_used = m->bytes_used,
+                                                        .bytes_limit = m->bytes_limit,
+                                                        .bytes_raw = m->bytes_raw,
+                                                        .bytes_stored = m->bytes_stored,
+                                                        .resident_bytes = m->resident_bytes,
+                                                        .models = models,
+                                                        .model_count = m->n_models,
+                                                        .counters = counters,
+                                                        .counter_count = m->n_counters};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_verify(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                     struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__VerifyReply *m = (const Samkv__VerifyReply *)message;
+    reply->answer.verify = (struct samkv_verify_answer){.documents = m->documents,
+                                                        .documents_total = m->documents_total,
+                                                        .blocks = m->blocks,
+                                                        .bytes = m->bytes,
+                                                        .damaged = m->damaged,
+                                                        .repaired = m->repaired,
+                                                        .damaged_ids = (const char *const *)m->damaged_ids,
+                                                        .damaged_id_count = m->n_damaged_ids};
+    return SAMKV_OK;
+}
+
+/* ------------------------------------------------------------------ decoding */
+
+static const struct operation {
+    const ProtobufCMessageDescriptor *descriptor;
+    enum samkv_status (*fill)(struct samkv_reply *, const ProtobufCMessage *, struct samkv_error *); /* NULL: nothing */
+} operations[] = {
+    [SAMKV_OPERATION_PING] = {&samkv__ping_reply__descriptor},
+    [SAMKV_OPERATION_INGEST] = {&samkv__ingest_reply__descriptor, fill_ingest},
+    [SAMKV_OPERATION_FETCH] = {&samkv__fetch_reply__descriptor},
+    [SAMKV_OPERATION_ASK] = {&samkv__ask_reply__descriptor, fill_ask},
+    [SAMKV_OPERATION_LIST] = {&samkv__list_reply__descriptor, fill_list},
+    [SAMKV_OPERATION_SHOW] = {&samkv__show_reply__descriptor, fill_show},
+    [SAMKV_OPERATION_REMOVE] = {&samkv__remove_reply__descriptor, fill_remove},
+    [SAMKV_OPERATION_STATUS] = {&samkv__status_reply__descriptor, fill_status},
+    [SAMKV_OPERATION_VERIFY] = {&samkv__verify_reply__descriptor, fill_verify},
+};
+
+static enum samkv_status decode(struct samkv_reply *out, struct samkv_incoming *incoming, struct samkv_error *err)
+{
+    const struct operation *operation = &operations[out->operation];
+    ProtobufCMessage *message =
+        protobuf_c_message_unpack(operation->descriptor, NULL, incoming->frame.payload_bytes, incoming->payload);
+    if (!message)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer cannot be read: update the daemon or this library");
+    if (out->operation == SAMKV_OPERATION_FETCH) {
+        int fd = incoming->fd;
+        incoming->fd = -1;
+        return samkv_cache_new((Samkv__FetchReply *)message, fd, &out->cache, err);
+    }
+    out->owner = calloc(1, sizeof *out->owner);
+    if (!out->owner) {
+        protobuf_c_message_free_unpacked(message, NULL);
+        return no_memory(err);
+    }
+    out->owner->message = message;
+    return operation->fill ? operation->fill(out, message, err) : SAMKV_OK;
+}
+
+static void release(struct samkv_reply *reply)
+{
+    samkv_cache_free(reply->cache);
+    reply->cache = NULL;
+    if (!reply->owner)
+        return;
+    protobuf_c_message_free_unpacked(reply->owner->message, NULL);
+    free(reply->owner->arrays[0]);
+    free(reply->owner->arrays[1]);
+    free(reply->owner);
+    reply->owner = NULL;
+}
+
+void samkv_reply_decode(struct samkv_reply *out, struct samkv_incoming *incoming)
+{
+    struct samkv_error err = {.status = SAMKV_OK};
+    if (incoming->frame.flags & SAMKV_FLAG_ERROR)
+        samkv_reply_error(incoming->payload, incoming->frame.payload_bytes, &err);
+    else if (!decode(out, incoming, &err))
+        err.status = SAMKV_OK;
+    if (err.status) {
+        release(out);
+        memset(&out->answer, 0, sizeof out->answer);
+        samkv_reply_fail(out, &err);
+    }
+    samkv_incoming_deinit(incoming);
+}
+
+void samkv_reply_deinit(struct samkv_reply *reply)
+{
+    release(reply);
+    memset(reply, 0, sizeof *reply);
+}

@@ -1,0 +1,186 @@
+/* From the public options to the messages of samkv.proto. Nothing is copied: messages point at the caller's memory. */
+#include "client/client_internal.h"
+
+#include <string.h>
+
+static char *text(const char *s)
+{
+    return (char *)(s ? s : "");
+}
+
+static ProtobufCBinaryData bytes_of(const char *s, size_t bytes)
+{
+    return (ProtobufCBinaryData){.len = s ? bytes : 0, .data = (uint8_t *)text(s)};
+}
+
+/* NULL means that no tokens are given; an empty list is not NULL. */
+static Samkv__Tokens *tokens_of(Samkv__Tokens *message, const int32_t *ids, size_t count)
+{
+    if (!ids)
+        return NULL;
+    samkv__tokens__init(message);
+    message->ids = (int32_t *)ids;
+    message->n_ids = count;
+    return message;
+}
+
+void samkv_document_init(struct samkv_document *document)
+{
+    *document = (struct samkv_document){.spec = {.block_tokens = -1, .init_tokens = -1, .local_tokens = -1}};
+}
+
+void samkv_fetch_options_init(struct samkv_fetch_options *options)
+{
+    *options = (struct samkv_fetch_options){.ratio = 0.15, .init_tokens = -1, .local_tokens = -1};
+}
+
+void samkv_ask_options_init(struct samkv_ask_options *options)
+{
+    memset(options, 0, sizeof *options);
+    samkv_fetch_options_init(&options->fetch);
+}
+
+/* -1 leaves a oneof unset; anything else goes out for the daemon to judge. */
+#define SET_OPTIONAL(message, field, CASE, value)                                                                      \
+    do {                                                                                                               \
+        if ((value) >= 0) {                                                                                            \
+            (message)->field##_given_case = CASE;                                                                      \
+            (message)->field = (value) > UINT32_MAX ? UINT32_MAX : (uint32_t)(value);                                  \
+        }                                                                                                              \
+    } while (0)
+
+static void fill_spec(Samkv__CollectionSpec *spec, Samkv__Tokens *preamble, const struct samkv_collection_options *from)
+{
+    samkv__collection_spec__init(spec);
+    spec->model = text(from->model);
+    spec->has_preamble = from->has_preamble;
+    if (from->has_preamble) {
+        spec->preamble_text = bytes_of(from->preamble, from->preamble_bytes);
+        spec->preamble_tokens = tokens_of(preamble, from->preamble_tokens, from->preamble_token_count);
+    }
+    SET_OPTIONAL(spec, block_size, SAMKV__COLLECTION_SPEC__BLOCK_SIZE_GIVEN_BLOCK_SIZE, from->block_tokens);
+    SET_OPTIONAL(spec, init_tokens, SAMKV__COLLECTION_SPEC__INIT_TOKENS_GIVEN_INIT_TOKENS, from->init_tokens);
+    SET_OPTIONAL(spec, local_tokens, SAMKV__COLLECTION_SPEC__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS, from->local_tokens);
+}
+
+enum samkv_status samkv_client_submit_ingest(struct samkv_client *client, const struct samkv_document *document,
+                                             uint64_t *request, struct samkv_error *err)
+{
+    Samkv__IngestRequest message = SAMKV__INGEST_REQUEST__INIT;
+    Samkv__CollectionSpec spec;
+    Samkv__Tokens tokens, preamble;
+    message.collection = text(document->collection);
+    message.id = text(document->id);
+    message.title = text(document->title);
+    message.text = bytes_of(document->text, document->text_bytes);
+    message.tokens = tokens_of(&tokens, document->tokens, document->token_count);
+    fill_spec(&spec, &preamble, &document->spec);
+    message.spec = &spec;
+    message.chunk_tokens = document->chunk_tokens;
+    return samkv_client_submit(client, SAMKV_OPERATION_INGEST, &message.base, request, err);
+}
+
+static void fill_fetch(Samkv__FetchRequest *message, Samkv__Tokens *query, const struct samkv_fetch_options *from)
+{
+    samkv__fetch_request__init(message);
+    message->collection = text(from->collection);
+    message->ids = (char **)from->ids;
+    message->n_ids = from->id_count;
+    message->query_text = bytes_of(from->query, from->query_bytes);
+    message->query_tokens = tokens_of(query, from->query_tokens, from->query_token_count);
+    message->ratio_given_case = SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO;
+    message->ratio = from->ratio;
+    message->selection = (Samkv__Selection)from->selection;
+    message->stable_layers = (uint32_t *)from->stable_layers;
+    message->n_stable_layers = from->stable_layers ? from->stable_layer_count : 0;
+    SET_OPTIONAL(message, init_tokens, SAMKV__FETCH_REQUEST__INIT_TOKENS_GIVEN_INIT_TOKENS, from->init_tokens);
+    SET_OPTIONAL(message, local_tokens, SAMKV__FETCH_REQUEST__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS, from->local_tokens);
+    message->update = (Samkv__Update)from->update;
+    message->theta = from->theta;
+    message->no_recompute = from->no_recompute;
+    message->positions = (Samkv__Positions)from->positions;
+    message->with_query = from->with_query;
+}
+
+enum samkv_status samkv_client_submit_fetch(struct samkv_client *client, const struct samkv_fetch_options *options,
+                                            uint64_t *request, struct samkv_error *err)
+{
+    Samkv__FetchRequest message;
+    Samkv__Tokens query;
+    fill_fetch(&message, &query, options);
+    return samkv_client_submit(client, SAMKV_OPERATION_FETCH, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_ask(struct samkv_client *client, const struct samkv_ask_options *options,
+                                          uint64_t *request, struct samkv_error *err)
+{
+    Samkv__AskRequest message = SAMKV__ASK_REQUEST__INIT;
+    Samkv__FetchRequest fetch;
+    Samkv__Tokens query;
+    fill_fetch(&fetch, &query, &options->fetch);
+    message.fetch = &fetch;
+    message.question = bytes_of(options->question, options->question_bytes);
+    message.method = (Samkv__Method)options->method;
+    message.max_tokens = options->max_tokens;
+    message.raw = options->raw;
+    return samkv_client_submit(client, SAMKV_OPERATION_ASK, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_ping(struct samkv_client *client, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__PingRequest message = SAMKV__PING_REQUEST__INIT;
+    return samkv_client_submit(client, SAMKV_OPERATION_PING, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_list(struct samkv_client *client, const char *collection, const char *after,
+                                           uint32_t limit, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__ListRequest message = SAMKV__LIST_REQUEST__INIT;
+    message.collection = text(collection);
+    message.after = text(after);
+    message.limit = limit;
+    return samkv_client_submit(client, SAMKV_OPERATION_LIST, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_list_collections(struct samkv_client *client, uint64_t *request,
+                                                       struct samkv_error *err)
+{
+    Samkv__ListRequest message = SAMKV__LIST_REQUEST__INIT;
+    message.collections = true;
+    return samkv_client_submit(client, SAMKV_OPERATION_LIST, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_show(struct samkv_client *client, const char *collection, const char *id,
+                                           uint64_t *request, struct samkv_error *err)
+{
+    Samkv__ShowRequest message = SAMKV__SHOW_REQUEST__INIT;
+    message.collection = text(collection);
+    message.id = text(id);
+    return samkv_client_submit(client, SAMKV_OPERATION_SHOW, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_remove(struct samkv_client *client, const char *collection,
+                                             const char *const *ids, size_t count, uint64_t *request,
+                                             struct samkv_error *err)
+{
+    Samkv__RemoveRequest message = SAMKV__REMOVE_REQUEST__INIT;
+    message.collection = text(collection);
+    message.ids = (char **)ids;
+    message.n_ids = count;
+    return samkv_client_submit(client, SAMKV_OPERATION_REMOVE, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_status(struct samkv_client *client, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__StatusRequest message = SAMKV__STATUS_REQUEST__INIT;
+    return samkv_client_submit(client, SAMKV_OPERATION_STATUS, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_verify(struct samkv_client *client, const char *collection, bool repair,
+                                             uint64_t *request, struct samkv_error *err)
+{
+    Samkv__VerifyRequest message = SAMKV__VERIFY_REQUEST__INIT;
+    message.collection = text(collection);
+    message.repair = repair;
+    return samkv_client_submit(client, SAMKV_OPERATION_VERIFY, &message.base, request, err);
+}
