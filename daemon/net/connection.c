@@ -1,0 +1,227 @@
+#include "daemon/net/connection.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+
+static void sync_poll(struct samkv_connection *c);
+static void free_when_unused(struct samkv_connection *c);
+
+static uint64_t now_ms(const struct samkv_connection *c)
+{
+    return uv_now(&c->server->loop);
+}
+
+/* ------------------------------------------------------------------ requests */
+
+static void request_free(struct samkv_request *r)
+{
+    *r->link = r->next;
+    if (r->next)
+        r->next->link = r->link;
+    samkv_buffer_deinit(&r->payload);
+    free(r);
+}
+
+/* NULL without memory; the payload stays the caller's then. */
+static struct samkv_request *request_new(struct samkv_connection *c, const struct samkv_handler *handler,
+                                         const struct samkv_frame *frame, struct samkv_buffer *payload, size_t charge)
+{
+    struct samkv_request *r = calloc(1, sizeof *r);
+    struct samkv_error no_memory;
+    samkv_fail(&no_memory, SAMKV_NO_MEMORY, "out of memory for the answer; try again");
+    if (!r || samkv_error_frame(frame, &no_memory, &r->spare) != SAMKV_OK) {
+        free(r);
+        return NULL;
+    }
+    r->handler = handler;
+    r->service = c->server->service;
+    r->outbox = &c->server->outbox;
+    r->frame = *frame;
+    samkv_buffer_move(payload, &r->payload);
+    r->charge = charge;
+    r->accepted_ms = samkv_now_ms();
+    r->connection = c;
+    r->next = c->requests;
+    r->link = &c->requests;
+    if (r->next)
+        r->next->link = &r->next;
+    c->requests = r;
+    return r;
+}
+
+static enum samkv_status submit(struct samkv_connection *c, const struct samkv_frame *frame,
+                                struct samkv_buffer *payload, size_t charge, struct samkv_error *err)
+{
+    struct samkv_server *server = c->server;
+    const struct samkv_handler *handler = samkv_handler_find(frame->type);
+    if (!handler)
+        return samkv_fail(err, SAMKV_UNSUPPORTED, "requests of type %u are not known here; is the client newer?",
+                          frame->type);
+    if (server->stopping_since_ms)
+        return samkv_fail(err, SAMKV_BUSY, "the daemon is stopping; try again when it is back");
+    struct samkv_request *r = request_new(c, handler, frame, payload, charge);
+    if (!r)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory for the request; try again");
+    enum samkv_status st = samkv_pool_submit(server->pool, handler->urgency, samkv_request_run, r);
+    if (st != SAMKV_OK) {
+        samkv_outgoing_free(r->spare);
+        request_free(r);
+        return samkv_fail(err, st, "too many requests wait already; try again");
+    }
+    atomic_fetch_add(&server->service->requests, 1);
+    return SAMKV_OK;
+}
+
+static void on_request(void *arg, struct samkv_session *session, const struct samkv_frame *frame,
+                       struct samkv_buffer *payload, size_t charge)
+{
+    struct samkv_connection *c =
+        (struct samkv_connection *)((char *)session - offsetof(struct samkv_connection, session));
+    struct samkv_error err;
+    (void)arg;
+    if (submit(c, frame, payload, charge, &err) == SAMKV_OK)
+        return;
+    samkv_buffer_deinit(payload);
+    samkv_log(SAMKV_LOG_WARNING, "refused type=%u agent=%s: %s", frame->type, session->agent, err.text);
+    samkv_session_fail(session, frame, charge, &err, now_ms(c));
+}
+
+void samkv_connection_host_init(struct samkv_server *server)
+{
+    server->host = (struct samkv_session_host){
+        .on_request = on_request, .metrics = &server->service->metrics, .budget = &server->budget};
+}
+
+void samkv_connection_deliver(struct samkv_outgoing *frame)
+{
+    struct samkv_request *r = frame->request;
+    struct samkv_connection *c = r->connection;
+    bool last = frame->last;
+    frame->request = NULL;
+    if (c->gone)
+        samkv_outgoing_free(frame);
+    else
+        samkv_session_send(&c->session, frame, now_ms(c));
+    atomic_store_explicit(&r->backlog_bytes, c->gone ? 0 : c->session.output.bytes, memory_order_relaxed);
+    if (last) {
+        atomic_fetch_sub(&c->server->service->requests, 1);
+        request_free(r);
+    }
+    if (!c->gone)
+        sync_poll(c);
+    else
+        free_when_unused(c);
+}
+
+void samkv_connection_cancel(struct samkv_connection *c)
+{
+    for (struct samkv_request *r = c->requests; r; r = r->next)
+        samkv_request_cancel(r);
+}
+
+/* ------------------------------------------------------------------ life */
+
+static void free_when_unused(struct samkv_connection *c)
+{
+    if (c->handle_closed && !c->requests)
+        free(c);
+}
+
+static void on_poll_closed(uv_handle_t *handle)
+{
+    struct samkv_connection *c = handle->data;
+    c->server->open_handles--;
+    c->handle_closed = true;
+    free_when_unused(c);
+}
+
+void samkv_connection_close(struct samkv_connection *c)
+{
+    if (c->gone)
+        return;
+    c->gone = true;
+    struct samkv_server *server = c->server;
+    *c->link = c->next;
+    if (c->next)
+        c->next->link = c->link;
+    atomic_fetch_sub(&server->service->connections, 1);
+    samkv_log(SAMKV_LOG_DEBUG, "disconnected agent=%s", c->session.agent);
+    samkv_connection_cancel(c);
+    uv_poll_stop(&c->poll);
+    samkv_session_deinit(&c->session);
+    server->open_handles++;
+    uv_close((uv_handle_t *)&c->poll, on_poll_closed);
+}
+
+static void on_ready(uv_poll_t *poll, int status, int events)
+{
+    struct samkv_connection *c = poll->data;
+    uint64_t now = now_ms(c);
+    if (status < 0)
+        events = UV_DISCONNECT;
+    if (events & UV_WRITABLE)
+        samkv_session_on_writable(&c->session, now);
+    if (events & UV_READABLE)
+        samkv_session_on_readable(&c->session, now);
+    else if (events & UV_DISCONNECT)
+        samkv_session_on_hangup(&c->session, now);
+    sync_poll(c);
+    samkv_server_after_change(c->server); /* c itself lives until its close callback */
+}
+
+/* After anything happened to a session: waits for what it wants now, or ends it. */
+static void sync_poll(struct samkv_connection *c)
+{
+    if (c->gone)
+        return;
+    if (c->session.state == SAMKV_SESSION_CLOSED) {
+        samkv_connection_close(c);
+        return;
+    }
+    int wants = samkv_session_wants(&c->session);
+    int events = UV_DISCONNECT | (wants & SAMKV_SESSION_READ ? UV_READABLE : 0) |
+                 (wants & SAMKV_SESSION_WRITE ? UV_WRITABLE : 0);
+    if (events == c->polled)
+        return;
+    c->polled = events;
+    uv_poll_start(&c->poll, events, on_ready);
+}
+
+void samkv_connection_open(struct samkv_server *server, int fd)
+{
+    struct samkv_connection *c = malloc(sizeof *c);
+    if (!c || uv_poll_init(&server->loop, &c->poll, fd) != 0) {
+        free(c);
+        close(fd);
+        samkv_log(SAMKV_LOG_ERROR, "out of memory for a connection");
+        return;
+    }
+    c->server = server;
+    c->requests = NULL;
+    c->polled = 0;
+    c->gone = c->handle_closed = false;
+    c->poll.data = c;
+    c->next = server->connections;
+    c->link = &server->connections;
+    if (c->next)
+        c->next->link = &c->next;
+    server->connections = c;
+    samkv_session_init(&c->session, fd, &server->host, uv_now(&server->loop));
+    atomic_fetch_add(&server->service->connections, 1);
+    samkv_metrics_add(&server->service->metrics, SAMKV_METRIC_CONNECTIONS, 1);
+    sync_poll(c);
+}
+
+void samkv_connection_tick(struct samkv_connection *c)
+{
+    samkv_session_on_tick(&c->session, now_ms(c));
+    sync_poll(c);
+}
+
+void samkv_connection_end(struct samkv_connection *c)
+{
+    samkv_session_close(&c->session, now_ms(c));
+    sync_poll(c);
+}

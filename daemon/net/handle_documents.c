@@ -1,0 +1,370 @@
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/net/handlers.h"
+
+#define LIST_DEFAULT   1000
+#define LIST_MAX       10000
+#define SHOW_MAX_BYTES (32u << 20) /* of text; the reply must fit a frame */
+
+static const char *collection_or_default(const char *name)
+{
+    return *name ? name : SAMKV_DEFAULT_COLLECTION;
+}
+
+/* ------------------------------------------------------------------ messages */
+
+/* Text that a message points to while it is packed. */
+struct document_row {
+    Samkv__Document message;
+    struct samkv_name name;
+    char key[33];
+};
+
+static void fill_document(const struct samkv_manifest *manifest, const char *collection, struct document_row *row)
+{
+    samkv__document__init(&row->message);
+    Samkv__Document *m = &row->message;
+    samkv_hex(row->name.key.bytes, row->key);
+    m->collection = (char *)collection;
+    m->id = row->name.id;
+    m->title = row->name.title ? row->name.title : (char *)"";
+    m->tokens = manifest->tokens;
+    m->blocks = manifest->blocks;
+    m->bytes_raw = manifest->bytes_raw;
+    m->bytes_stored = manifest->bytes_stored;
+    m->bytes_index = manifest->bytes_index;
+    m->created_unix_s = manifest->created_unix_s;
+    m->key = row->key;
+}
+
+struct collection_row {
+    Samkv__Collection message;
+    char name[SAMKV_ID_MAX_BYTES + 1], model[64], fingerprint[33];
+};
+
+static void fill_collection(const struct samkv_collection *c, struct collection_row *row)
+{
+    samkv__collection__init(&row->message);
+    Samkv__Collection *m = &row->message;
+    memcpy(row->name, c->name, sizeof row->name);
+    memcpy(row->model, c->model, sizeof row->model);
+    samkv_hex(c->fingerprint, row->fingerprint);
+    m->name = row->name;
+    m->model = row->model;
+    m->fingerprint = row->fingerprint;
+    m->dtype = (char *)samkv_dtype_name(c->shape.dtype);
+    m->block_size = c->block_tokens;
+    m->init_tokens = c->init_tokens;
+    m->local_tokens = c->local_tokens;
+    m->preamble_tokens = c->preamble_tokens;
+}
+
+static enum samkv_status no_collection(const char *name, struct samkv_error *err)
+{
+    return samkv_fail(err, SAMKV_NOT_FOUND, "there is no collection '%s'; see samkvctl ls", name);
+}
+
+static enum samkv_status no_document(const char *collection, const char *id, struct samkv_error *err)
+{
+    return samkv_fail(err, SAMKV_NOT_FOUND, "there is no document '%s' in collection '%s'", id, collection);
+}
+
+static bool count_name(void *arg, const struct samkv_name *name)
+{
+    (void)name;
+    ++*(uint64_t *)arg;
+    return true;
+}
+
+/* ------------------------------------------------------------------ list: documents */
+
+struct document_list {
+    struct document_row *rows;
+    Samkv__Document **pointers;
+    size_t count, capacity, limit;
+    bool more;
+    enum samkv_status status;
+};
+
+static enum samkv_status list_grow(void **items, size_t item_bytes, size_t count, size_t *capacity)
+{
+    if (count < *capacity)
+        return SAMKV_OK;
+    size_t bigger = *capacity ? *capacity * 2 : 64;
+    void *moved = realloc(*items, bigger * item_bytes);
+    if (!moved)
+        return SAMKV_NO_MEMORY;
+    *items = moved;
+    *capacity = bigger;
+    return SAMKV_OK;
+}
+
+static bool take_name(void *arg, const struct samkv_name *name)
+{
+    struct document_list *list = arg;
+    if (list->count == list->limit) {
+        list->more = true;
+        return false;
+    }
+    list->status = list_grow((void **)&list->rows, sizeof *list->rows, list->count, &list->capacity);
+    if (list->status != SAMKV_OK)
+        return false;
+    struct document_row *row = &list->rows[list->count];
+    row->name = *name;
+    row->name.title = name->title ? strdup(name->title) : NULL; /* what the store lends ends with this call */
+    if (name->title && !row->name.title)
+        list->status = SAMKV_NO_MEMORY;
+    list->count += list->status == SAMKV_OK;
+    return list->status == SAMKV_OK;
+}
+
+static void document_list_deinit(struct document_list *list)
+{
+    for (size_t i = 0; i < list->count; i++)
+        samkv_name_deinit(&list->rows[i].name);
+    free(list->rows);
+    free(list->pointers);
+}
+
+/* After the walk: the rows do not move any more. */
+static enum samkv_status document_list_fill(struct document_list *list, struct samkv_snapshot *snapshot,
+                                            const char *collection, struct samkv_error *err)
+{
+    list->pointers = calloc(list->count + 1, sizeof *list->pointers);
+    if (!list->pointers)
+        return SAMKV_NO_MEMORY;
+    for (size_t i = 0; i < list->count; i++) {
+        struct samkv_manifest manifest;
+        enum samkv_status st = samkv_snapshot_manifest(snapshot, &list->rows[i].name.key, &manifest, err);
+        if (st == SAMKV_NOT_FOUND)
+            return samkv_fail(err, SAMKV_CORRUPT, "document '%s' has a name but no manifest; run samkvctl verify",
+                              list->rows[i].name.id);
+        if (st != SAMKV_OK)
+            return st;
+        fill_document(&manifest, collection, &list->rows[i]);
+        list->pointers[i] = &list->rows[i].message;
+    }
+    return SAMKV_OK;
+}
+
+static enum samkv_status list_documents(struct samkv_request *r, const Samkv__ListRequest *m,
+                                        struct samkv_snapshot *snapshot, size_t limit, struct samkv_outgoing **reply,
+                                        struct samkv_error *err)
+{
+    const char *collection = collection_or_default(m->collection);
+    Samkv__ListReply message = SAMKV__LIST_REPLY__INIT;
+    struct samkv_collection c;
+    enum samkv_status st = samkv_snapshot_collection(snapshot, collection, &c, err);
+    if (st == SAMKV_NOT_FOUND && !*m->collection) /* nothing was ingested yet: an empty list, not an error */
+        return samkv_request_reply(r, &message.base, -1, reply, err);
+    if (st == SAMKV_NOT_FOUND)
+        return no_collection(collection, err);
+    if (st != SAMKV_OK)
+        return st;
+    samkv_collection_deinit(&c);
+    struct document_list list = {.limit = limit};
+    st = samkv_snapshot_each_name(snapshot, collection, m->after, take_name, &list, err);
+    if (st == SAMKV_OK)
+        st = list.status;
+    if (st == SAMKV_OK)
+        st = document_list_fill(&list, snapshot, collection, err);
+    if (st == SAMKV_OK) {
+        message.documents = list.pointers;
+        message.n_documents = list.count;
+        message.more = list.more;
+        st = samkv_request_reply(r, &message.base, -1, reply, err);
+    }
+    document_list_deinit(&list);
+    return st;
+}
+
+/* ------------------------------------------------------------------ list: collections */
+
+struct collection_list {
+    struct collection_row *rows;
+    Samkv__Collection **pointers;
+    size_t count, capacity, limit;
+    const char *after;
+    bool more;
+    enum samkv_status status;
+};
+
+static bool take_collection(void *arg, const struct samkv_collection *c)
+{
+    struct collection_list *list = arg;
+    if (strcmp(c->name, list->after) <= 0)
+        return true;
+    if (list->count == list->limit) {
+        list->more = true;
+        return false;
+    }
+    list->status = list_grow((void **)&list->rows, sizeof *list->rows, list->count, &list->capacity);
+    if (list->status != SAMKV_OK)
+        return false;
+    memcpy(list->rows[list->count].name, c->name, sizeof c->name);
+    list->count++;
+    return true;
+}
+
+static enum samkv_status collection_row_read(struct samkv_snapshot *snapshot, struct collection_row *row,
+                                             struct samkv_error *err)
+{
+    struct samkv_collection c;
+    char name[SAMKV_ID_MAX_BYTES + 1];
+    memcpy(name, row->name, sizeof name);
+    enum samkv_status st = samkv_snapshot_collection(snapshot, name, &c, err);
+    if (st != SAMKV_OK)
+        return st;
+    fill_collection(&c, row);
+    samkv_collection_deinit(&c);
+    return samkv_snapshot_each_name(snapshot, name, "", count_name, &row->message.documents, err);
+}
+
+static enum samkv_status list_collections(struct samkv_request *r, const Samkv__ListRequest *m,
+                                          struct samkv_snapshot *snapshot, size_t limit, struct samkv_outgoing **reply,
+                                          struct samkv_error *err)
+{
+    struct collection_list list = {.limit = limit, .after = m->after};
+    enum samkv_status st = samkv_snapshot_each_collection(snapshot, take_collection, &list, err);
+    if (st == SAMKV_OK)
+        st = list.status;
+    if (st == SAMKV_OK && !(list.pointers = calloc(list.count + 1, sizeof *list.pointers)))
+        st = SAMKV_NO_MEMORY;
+    for (size_t i = 0; i < list.count && st == SAMKV_OK; i++) {
+        st = collection_row_read(snapshot, &list.rows[i], err);
+        list.pointers[i] = &list.rows[i].message;
+    }
+    if (st == SAMKV_OK) {
+        Samkv__ListReply message = SAMKV__LIST_REPLY__INIT;
+        message.collections = list.pointers;
+        message.n_collections = list.count;
+        message.more = list.more;
+        st = samkv_request_reply(r, &message.base, -1, reply, err);
+    }
+    free(list.pointers);
+    free(list.rows);
+    return st;
+}
+
+enum samkv_status samkv_handle_list(struct samkv_request *r, const ProtobufCMessage *message,
+                                    struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    const Samkv__ListRequest *m = (const Samkv__ListRequest *)message;
+    size_t limit = m->limit == 0 ? LIST_DEFAULT : m->limit > LIST_MAX ? LIST_MAX : m->limit;
+    struct samkv_snapshot *snapshot;
+    enum samkv_status st = samkv_snapshot_begin(r->service->store, &snapshot, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = m->collections ? list_collections(r, m, snapshot, limit, reply, err)
+                        : list_documents(r, m, snapshot, limit, reply, err);
+    samkv_snapshot_end(snapshot);
+    return st;
+}
+
+/* ------------------------------------------------------------------ show */
+
+/* The document's text by the tokenizer that made its tokens; *text stays NULL when that model is not loaded. */
+static enum samkv_status decode(struct samkv_request *r, struct samkv_snapshot *snapshot,
+                                const struct samkv_collection *c, const struct samkv_manifest *manifest, char **text,
+                                size_t *bytes, struct samkv_error *err)
+{
+    struct samkv_engine *engine = samkv_models_match(r->service->models, c->fingerprint);
+    if (!engine || !engine->model->tokenizer || manifest->tokens == 0)
+        return SAMKV_OK;
+    int32_t *tokens = calloc(manifest->tokens, sizeof *tokens);
+    if (!tokens)
+        return SAMKV_NO_MEMORY;
+    enum samkv_status st = samkv_snapshot_tokens(snapshot, &manifest->key, tokens, manifest->tokens, err);
+    if (st == SAMKV_OK)
+        st = samkv_tokenizer_decode(engine->model->tokenizer, tokens, manifest->tokens, false, text, bytes, err);
+    free(tokens);
+    if (st == SAMKV_OK && *bytes > SHOW_MAX_BYTES)
+        return samkv_fail(err, SAMKV_TOO_LARGE, "the document's text has %zu bytes; at most %u can be shown", *bytes,
+                          SHOW_MAX_BYTES);
+    return st;
+}
+
+static enum samkv_status show(struct samkv_request *r, struct samkv_snapshot *snapshot,
+                              const struct samkv_collection *c, struct document_row *row, struct samkv_outgoing **reply,
+                              struct samkv_error *err)
+{
+    struct samkv_manifest manifest;
+    enum samkv_status st = samkv_snapshot_manifest(snapshot, &row->name.key, &manifest, err);
+    if (st != SAMKV_OK)
+        return st == SAMKV_NOT_FOUND ? samkv_fail(err, SAMKV_CORRUPT, "document '%s' has no manifest", row->name.id)
+                                     : st;
+    struct collection_row collection;
+    fill_document(&manifest, c->name, row);
+    fill_collection(c, &collection);
+    Samkv__ShowReply message = SAMKV__SHOW_REPLY__INIT;
+    message.document = &row->message;
+    message.collection = &collection.message;
+    char *text = NULL;
+    size_t bytes = 0;
+    st = samkv_snapshot_each_name(snapshot, c->name, "", count_name, &collection.message.documents, err);
+    if (st == SAMKV_OK)
+        st = decode(r, snapshot, c, &manifest, &text, &bytes, err);
+    if (st == SAMKV_OK) {
+        message.text.data = (uint8_t *)text;
+        message.text.len = bytes;
+        st = samkv_request_reply(r, &message.base, -1, reply, err);
+    }
+    free(text);
+    return st;
+}
+
+enum samkv_status samkv_handle_show(struct samkv_request *r, const ProtobufCMessage *message,
+                                    struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    const Samkv__ShowRequest *m = (const Samkv__ShowRequest *)message;
+    const char *collection = collection_or_default(m->collection);
+    struct samkv_snapshot *snapshot;
+    struct samkv_collection c;
+    struct document_row row;
+    enum samkv_status st = samkv_snapshot_begin(r->service->store, &snapshot, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_snapshot_collection(snapshot, collection, &c, err);
+    if (st == SAMKV_NOT_FOUND)
+        st = *m->collection ? no_collection(collection, err) : no_document(collection, m->id, err);
+    else if (st == SAMKV_OK) {
+        st = samkv_snapshot_name(snapshot, collection, m->id, &row.name, err);
+        if (st == SAMKV_NOT_FOUND)
+            st = no_document(collection, m->id, err);
+        else if (st == SAMKV_OK) {
+            st = show(r, snapshot, &c, &row, reply, err);
+            samkv_name_deinit(&row.name);
+        }
+        samkv_collection_deinit(&c);
+    }
+    samkv_snapshot_end(snapshot);
+    return st;
+}
+
+/* ------------------------------------------------------------------ remove */
+
+enum samkv_status samkv_handle_remove(struct samkv_request *r, const ProtobufCMessage *message,
+                                      struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    const Samkv__RemoveRequest *m = (const Samkv__RemoveRequest *)message;
+    const char *collection = collection_or_default(m->collection);
+    Samkv__RemoveReply answer = SAMKV__REMOVE_REPLY__INIT;
+    answer.missing = calloc(m->n_ids + 1, sizeof *answer.missing);
+    if (!answer.missing)
+        return SAMKV_NO_MEMORY;
+    enum samkv_status st = SAMKV_OK;
+    for (size_t i = 0; i < m->n_ids && st == SAMKV_OK; i++) {
+        st = samkv_store_name_remove(r->service->store, collection, m->ids[i], err);
+        if (st == SAMKV_NOT_FOUND) {
+            answer.missing[answer.n_missing++] = m->ids[i];
+            st = SAMKV_OK;
+        } else if (st == SAMKV_OK) {
+            answer.removed++;
+        }
+    }
+    if (st == SAMKV_OK)
+        st = samkv_request_reply(r, &answer.base, -1, reply, err);
+    free(answer.missing);
+    return st;
+}

@@ -1,0 +1,228 @@
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "daemon/fetch/ask.h"
+#include "daemon/fetch/fetch.h"
+#include "daemon/net/handlers.h"
+
+#define DEFAULT_RATIO 0.15
+
+/* What was validated, in the job's own terms. Pointers are the message's. */
+static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, struct samkv_fetch_request *out)
+{
+    samkv_fetch_request_init(out);
+    out->collection = m->collection;
+    out->ids = (const char *const *)m->ids;
+    out->id_count = m->n_ids;
+    if (m->query_tokens) {
+        out->query_tokens = m->query_tokens->ids;
+        out->query_count = m->query_tokens->n_ids;
+    } else {
+        out->query_text = (const char *)m->query_text.data;
+        out->query_bytes = m->query_text.len;
+    }
+    out->ratio = m->ratio_given_case == SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO ? m->ratio : DEFAULT_RATIO;
+    out->fixed = m->selection == SAMKV__SELECTION__FIXED;
+    out->stable_layers = m->n_stable_layers ? m->stable_layers : NULL;
+    out->stable_count = m->n_stable_layers;
+    if (m->init_tokens_given_case == SAMKV__FETCH_REQUEST__INIT_TOKENS_GIVEN_INIT_TOKENS)
+        out->init_tokens = m->init_tokens;
+    if (m->local_tokens_given_case == SAMKV__FETCH_REQUEST__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS)
+        out->local_tokens = m->local_tokens;
+    static const enum samkv_update updates[] = {[SAMKV__UPDATE__OVERWRITE] = SAMKV_UPDATE_OVERWRITE,
+                                                [SAMKV__UPDATE__COSINE] = SAMKV_UPDATE_COSINE,
+                                                [SAMKV__UPDATE__THETA] = SAMKV_UPDATE_THETA};
+    out->update = updates[m->update];
+    out->theta = m->theta;
+    out->no_recompute = m->no_recompute;
+    out->compact = m->positions == SAMKV__POSITIONS__COMPACT;
+    out->with_query = m->with_query;
+    out->cancelled = &r->cancelled;
+}
+
+static void fill_layout(const struct samkv_fetch_layout *l, Samkv__FetchReply *m)
+{
+    m->memory_bytes = l->memory_bytes;
+    m->dtype = l->dtype;
+    m->layers = l->layers;
+    m->rows = l->rows;
+    m->kv_heads = l->kv_heads;
+    m->head_dim = l->head_dim;
+    m->k_offset = l->k_offset;
+    m->v_offset = l->v_offset;
+    m->layer_stride = l->layer_stride;
+    m->tokens_offset = l->tokens_offset;
+    m->doc_offset = l->doc_offset;
+    m->index_offset = l->index_offset;
+    m->position_offset = l->position_offset;
+    m->logits_offset = l->logits_offset;
+    m->vocab = l->vocab;
+}
+
+static void fill_timing(const struct samkv_request *r, const struct samkv_fetch_timing *t, Samkv__Timing *m)
+{
+    m->total = t->total + r->waited_ms;
+    m->index = t->index;
+    m->query = t->query;
+    m->select = t->select;
+    m->read = t->read;
+    m->recompute = t->recompute;
+    m->reply = t->reply;
+    m->queue = t->queue + r->waited_ms;
+}
+
+/* A FetchReply over a result, with the few arrays that protobuf-c wants in its own form. */
+struct fetch_reply {
+    Samkv__FetchReply message;
+    Samkv__Timing timing;
+    Samkv__Kept *kept;
+    Samkv__Kept **kept_pointers;
+};
+
+static void fetch_reply_deinit(struct fetch_reply *reply)
+{
+    free(reply->kept);
+    free(reply->kept_pointers);
+}
+
+static void fill_figures(const struct samkv_fetch_result *result, Samkv__FetchReply *m)
+{
+    m->preamble_tokens = result->preamble_tokens;
+    m->kept_tokens = result->kept_tokens;
+    m->total_tokens = result->total_tokens;
+    m->next_position = result->next_position;
+    m->sequence_ratio = result->sequence_ratio;
+    m->recompute_ratio = result->recompute_ratio;
+    m->n_top_p = result->top_p ? result->documents : 0;
+    m->top_p = result->top_p;
+    m->n_document_tokens = result->document_tokens ? result->documents : 0;
+    m->document_tokens = result->document_tokens;
+    m->n_stable_layers = result->stable_count;
+    m->stable_layers = result->stable_layers;
+    m->bytes_read = result->bytes_read;
+    m->bytes_stored = result->bytes_stored;
+    m->anchors_exceed_budget = result->anchors_exceed_budget;
+    m->backend = (char *)result->backend;
+}
+
+/* Deinit in every case; the result must outlive the reply. */
+static enum samkv_status fetch_reply_init(struct fetch_reply *reply, const struct samkv_request *r,
+                                          const struct samkv_fetch_result *result)
+{
+    *reply = (struct fetch_reply){.message = SAMKV__FETCH_REPLY__INIT, .timing = SAMKV__TIMING__INIT};
+    fill_layout(&result->layout, &reply->message);
+    fill_figures(result, &reply->message);
+    fill_timing(r, &result->timing_ms, &reply->timing);
+    reply->message.timing_ms = &reply->timing;
+    if (!result->keep || !result->keep_count)
+        return SAMKV_OK;
+    reply->kept = calloc((size_t)result->documents + 1, sizeof *reply->kept);
+    reply->kept_pointers = calloc((size_t)result->documents + 1, sizeof *reply->kept_pointers);
+    if (!reply->kept || !reply->kept_pointers)
+        return SAMKV_NO_MEMORY;
+    for (uint32_t i = 0; i < result->documents; i++) {
+        samkv__kept__init(&reply->kept[i]);
+        reply->kept[i].blocks = result->keep[i];
+        reply->kept[i].n_blocks = result->keep_count[i];
+        reply->kept_pointers[i] = &reply->kept[i];
+    }
+    reply->message.keep = reply->kept_pointers;
+    reply->message.n_keep = result->documents;
+    return SAMKV_OK;
+}
+
+static void count(struct samkv_metrics *metrics, const struct samkv_fetch_result *result)
+{
+    samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_READ, result->bytes_read);
+    samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_STORED, result->bytes_stored);
+    samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_KEPT, result->kept_tokens);
+    samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_TOKENS, result->total_tokens);
+}
+
+enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMessage *message,
+                                     struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    struct samkv_fetch_request request;
+    struct samkv_fetch_result result = {.memfd = -1};
+    fill_request(r, (const Samkv__FetchRequest *)message, &request);
+    enum samkv_status st = samkv_fetch(r->service->models, r->service->store, &request, &result, err);
+    if (st != SAMKV_OK)
+        return st;
+    count(&r->service->metrics, &result);
+    struct fetch_reply packed;
+    st = fetch_reply_init(&packed, r, &result);
+    if (st == SAMKV_OK) {
+        int fd = result.memfd;
+        result.memfd = -1; /* the frame's now, also when it fails */
+        st = samkv_request_reply(r, &packed.message.base, fd, reply, err);
+    }
+    fetch_reply_deinit(&packed);
+    samkv_fetch_result_deinit(&result);
+    return st;
+}
+
+/* ------------------------------------------------------------------ ask */
+
+struct ask_stream {
+    struct samkv_request *request;
+    enum samkv_status status;
+    struct samkv_error err;
+};
+
+static bool on_text(void *arg, const char *text, size_t bytes)
+{
+    struct ask_stream *stream = arg;
+    Samkv__AskReply piece = SAMKV__ASK_REPLY__INIT;
+    piece.text.data = (uint8_t *)text;
+    piece.text.len = bytes;
+    stream->status = samkv_request_more(stream->request, &piece.base, &stream->err);
+    return stream->status == SAMKV_OK;
+}
+
+static enum samkv_status reply_to_ask(struct samkv_request *r, const Samkv__AskRequest *m,
+                                      const struct samkv_ask_result *result, struct samkv_outgoing **reply,
+                                      struct samkv_error *err)
+{
+    Samkv__AskReply message = SAMKV__ASK_REPLY__INIT;
+    message.answer_tokens = result->answer_tokens;
+    message.prompt_tokens = result->prompt_tokens;
+    message.first_token_ms = result->first_token_ms + r->waited_ms;
+    message.total_ms = result->total_ms + r->waited_ms;
+    samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_ASK_TOKENS, result->answer_tokens);
+    if (m->method != SAMKV__METHOD__SAMKV)
+        return samkv_request_reply(r, &message.base, -1, reply, err);
+    struct fetch_reply packed;
+    count(&r->service->metrics, &result->fetch);
+    enum samkv_status st = fetch_reply_init(&packed, r, &result->fetch);
+    message.fetch = &packed.message;
+    if (st == SAMKV_OK)
+        st = samkv_request_reply(r, &message.base, -1, reply, err);
+    fetch_reply_deinit(&packed);
+    return st;
+}
+
+enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessage *message,
+                                   struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    const Samkv__AskRequest *m = (const Samkv__AskRequest *)message;
+    static const enum samkv_ask_method methods[] = {[SAMKV__METHOD__SAMKV] = SAMKV_ASK_SAMKV,
+                                                    [SAMKV__METHOD__FULL] = SAMKV_ASK_FULL,
+                                                    [SAMKV__METHOD__REUSE] = SAMKV_ASK_REUSE};
+    struct samkv_ask_request request = {.question = (const char *)m->question.data,
+                                        .question_bytes = m->question.len,
+                                        .raw = m->raw,
+                                        .method = methods[m->method],
+                                        .max_tokens = m->max_tokens};
+    fill_request(r, m->fetch, &request.fetch);
+    struct ask_stream stream = {.request = r};
+    struct samkv_ask_result result = {.fetch.memfd = -1};
+    enum samkv_status st = samkv_ask(r->service->models, r->service->store, &request, on_text, &stream, &result, err);
+    if (st != SAMKV_OK && stream.status == SAMKV_OK)
+        return st;
+    if (stream.status != SAMKV_OK) /* it stopped because we said so */
+        st = samkv_fail(err, stream.status, "%s", stream.err.text);
+    else
+        st = reply_to_ask(r, m, &result, reply, err);
+    samkv_ask_result_deinit(&result);
+    return st;
+}

@@ -1,0 +1,111 @@
+#include <stdio.h>
+#include <unistd.h>
+
+#include "daemon/net/handlers.h"
+
+/* Resident set, 0 where /proc is not there. */
+static uint64_t resident_bytes(void)
+{
+    unsigned long long size, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+    if (!f)
+        return 0;
+    if (fscanf(f, "%llu %llu", &size, &resident) != 2)
+        resident = 0;
+    fclose(f);
+    return resident * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+struct model_row {
+    Samkv__ModelStatus message;
+    char fingerprint[33];
+};
+
+static void fill_model(const struct samkv_engine *engine, struct model_row *row)
+{
+    const struct samkv_model *model = engine->model;
+    samkv__model_status__init(&row->message);
+    samkv_hex(model->fingerprint, row->fingerprint);
+    row->message.name = (char *)model->name;
+    row->message.path = (char *)model->path;
+    row->message.device = engine->device->name;
+    row->message.fingerprint = row->fingerprint;
+    row->message.layers = model->config.layers;
+    row->message.context_tokens = model->config.context_tokens;
+    row->message.weight_bytes = model->weight_bytes;
+    row->message.dtype = (char *)samkv_dtype_name(engine->stored);
+}
+
+static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply *m)
+{
+    m->collections = stats->collections;
+    m->documents = stats->documents;
+    m->names = stats->names;
+    m->bytes_file = stats->bytes_file;
+    m->bytes_used = stats->bytes_used;
+    m->bytes_limit = stats->bytes_limit;
+    m->bytes_raw = stats->bytes_raw;
+    m->bytes_stored = stats->bytes_stored;
+}
+
+#define GAUGES 4
+
+/* Counters of the table, then what is true just now. */
+static size_t fill_counters(const struct samkv_service *service, const struct samkv_store_stats *stats,
+                            Samkv__Counter *counters)
+{
+    size_t n = 0;
+    for (int i = 0; i < SAMKV_METRIC_COUNT; i++, n++) {
+        samkv__counter__init(&counters[n]);
+        counters[n].name = (char *)samkv_metric_name(i);
+        counters[n].value = (double)samkv_metrics_get(&service->metrics, i);
+    }
+    int waiting = 0;
+    for (size_t i = 0; i < service->models->count; i++)
+        waiting += samkv_lane_waiting(service->models->engines[i].lane);
+    const struct {
+        const char *name;
+        double value;
+    } gauges[GAUGES] = {{"requests_running", atomic_load(&service->requests)},
+                        {"lane_waiting", waiting},
+                        {"store_readers", (double)stats->readers},
+                        {"store_commits", (double)stats->commits}};
+    for (int i = 0; i < GAUGES; i++, n++) {
+        samkv__counter__init(&counters[n]);
+        counters[n].name = (char *)gauges[i].name;
+        counters[n].value = gauges[i].value;
+    }
+    return n;
+}
+
+enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMessage *message,
+                                      struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    (void)message;
+    const struct samkv_service *service = r->service;
+    struct samkv_store_stats stats;
+    enum samkv_status st = samkv_store_stats(service->store, &stats, err);
+    if (st != SAMKV_OK)
+        return st;
+    Samkv__StatusReply m = SAMKV__STATUS_REPLY__INIT;
+    struct model_row models[SAMKV_MAX_MODELS];
+    Samkv__ModelStatus *model_pointers[SAMKV_MAX_MODELS];
+    Samkv__Counter counters[SAMKV_METRIC_COUNT + GAUGES], *counter_pointers[SAMKV_METRIC_COUNT + GAUGES];
+    fill_store(&stats, &m);
+    for (size_t i = 0; i < service->models->count; i++) {
+        fill_model(&service->models->engines[i], &models[i]);
+        model_pointers[i] = &models[i].message;
+    }
+    m.models = model_pointers;
+    m.n_models = service->models->count;
+    m.n_counters = fill_counters(service, &stats, counters);
+    for (size_t i = 0; i < m.n_counters; i++)
+        counter_pointers[i] = &counters[i];
+    m.counters = counter_pointers;
+    m.version = SAMKV_VERSION;
+    m.store = (char *)service->store_path;
+    m.uptime_s = (uint64_t)((samkv_now_ms() - service->started_ms) / 1e3);
+    m.connections = atomic_load(&service->connections);
+    m.resident_bytes = resident_bytes();
+    return samkv_request_reply(r, &m.base, -1, reply, err);
+}

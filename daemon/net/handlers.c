@@ -1,0 +1,38 @@
+#include "daemon/net/handlers.h"
+
+#include <stdio.h>
+
+#include "daemon/net/validate.h"
+
+static const struct samkv_handler handlers[] = {
+    {SAMKV_TYPE_INGEST, SAMKV_METRIC_INGESTS, SAMKV_RELAXED, &samkv__ingest_request__descriptor, samkv_check_ingest,
+     samkv_handle_ingest},
+    {SAMKV_TYPE_FETCH, SAMKV_METRIC_FETCHES, SAMKV_URGENT, &samkv__fetch_request__descriptor, samkv_check_fetch,
+     samkv_handle_fetch},
+    {SAMKV_TYPE_ASK, SAMKV_METRIC_ASKS, SAMKV_URGENT, &samkv__ask_request__descriptor, samkv_check_ask,
+     samkv_handle_ask},
+    {SAMKV_TYPE_LIST, SAMKV_METRIC_LISTS, SAMKV_URGENT, &samkv__list_request__descriptor, samkv_check_list,
+     samkv_handle_list},
+    {SAMKV_TYPE_SHOW, SAMKV_METRIC_SHOWS, SAMKV_URGENT, &samkv__show_request__descriptor, samkv_check_show,
+     samkv_handle_show},
+    {SAMKV_TYPE_REMOVE, SAMKV_METRIC_REMOVES, SAMKV_URGENT, &samkv__remove_request__descriptor, samkv_check_remove,
+     samkv_handle_remove},
+    {SAMKV_TYPE_STATUS, SAMKV_METRIC_STATUSES, SAMKV_URGENT, &samkv__status_request__descriptor, NULL,
+     samkv_handle_status},
+    {SAMKV_TYPE_VERIFY, SAMKV_METRIC_VERIFIES, SAMKV_RELAXED, &samkv__verify_request__descriptor, samkv_check_verify,
+     samkv_handle_verify},
+};
+
+const struct samkv_handler *samkv_handler_find(uint16_t type)
+{
+    for (size_t i = 0; i < sizeof handlers / sizeof *handlers; i++)
+        if (handlers[i].type == type)
+            return &handlers[i];
+    return NULL;
+}
+
+void samkv_hex(const uint8_t bytes[16], char out[33])
+{
+    for (int i = 0; i < 16; i++)
+        snprintf(out + 2 * i, 3, "%02x", bytes[i]);
+}

@@ -1,0 +1,20 @@
+#pragma once
+/* What the files handle_*.c offer to the table of request types in handlers.c. All on a pool worker. */
+#include "daemon/net/request.h"
+
+#define SAMKV_DEFAULT_COLLECTION "default"
+
+#define SAMKV_HANDLER(name)                                                                                            \
+    enum samkv_status name(struct samkv_request *, const ProtobufCMessage *, struct samkv_outgoing **reply,            \
+                           struct samkv_error *) SAMKV_MUST_USE
+SAMKV_HANDLER(samkv_handle_ingest);
+SAMKV_HANDLER(samkv_handle_fetch);
+SAMKV_HANDLER(samkv_handle_ask);
+SAMKV_HANDLER(samkv_handle_list);
+SAMKV_HANDLER(samkv_handle_show);
+SAMKV_HANDLER(samkv_handle_remove);
+SAMKV_HANDLER(samkv_handle_status);
+SAMKV_HANDLER(samkv_handle_verify);
+
+/* Lower-case hex of 16 bytes. */
+void samkv_hex(const uint8_t bytes[16], char out[33]);

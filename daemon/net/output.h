@@ -1,0 +1,45 @@
+#pragma once
+/*
+ * Frames on their way to a client: a queue that is sent as the socket takes it, each frame with the fd that belongs to
+ * it. Event loop's thread only.
+ */
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "proto/frame.h"
+#include "proto/status.h"
+#include "daemon/base/buffer.h"
+
+struct samkv_request;
+
+/* One frame. Made by any thread, then handed over. */
+struct samkv_outgoing {
+    struct samkv_outgoing *next;
+    struct samkv_request *request; /* that it answers, while it is on its way from a worker to the loop */
+    int fd;                        /* -1, or owned: closed once sent */
+    bool last;                     /* the request is answered with this frame */
+    size_t charge;                 /* bytes of the request's payload, given back with the last frame */
+    size_t count, sent;
+    uint8_t bytes[]; /* header and payload */
+};
+
+/* Room for a frame with `payload_bytes` of payload behind its header, which is filled in; fd is taken over also on
+ * failure. */
+enum samkv_status samkv_outgoing_new(const struct samkv_frame *, int fd, struct samkv_outgoing **out) SAMKV_MUST_USE;
+void samkv_outgoing_free(struct samkv_outgoing *); /* NULL is allowed */
+
+struct samkv_output {
+    struct samkv_outgoing *first, **last;
+    size_t bytes;        /* not yet sent */
+    uint32_t answered;   /* last frames that were sent since the caller looked (and reset it) */
+    size_t charge;       /* their charges, likewise */
+    uint64_t bytes_sent; /* likewise */
+};
+
+void samkv_output_init(struct samkv_output *);
+void samkv_output_deinit(struct samkv_output *); /* frees what was not sent */
+void samkv_output_push(struct samkv_output *, struct samkv_outgoing *);
+
+/* Sends until all is sent (OK), the socket is full (BUSY) or the peer is gone (CLOSED). */
+enum samkv_status samkv_output_flush(struct samkv_output *, int socket) SAMKV_MUST_USE;

@@ -1,0 +1,119 @@
+#include "daemon/net/request.h"
+
+#include <inttypes.h>
+#include <time.h>
+
+#include "daemon/base/log.h"
+#include "daemon/net/session.h"
+
+/* What may wait for a client that reads slower than its answer comes. */
+#define BACKLOG_LIMIT_BYTES (4u << 20)
+
+double samkv_now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+}
+
+bool samkv_request_cancelled(const struct samkv_request *r)
+{
+    return __atomic_load_n(&r->cancelled, __ATOMIC_RELAXED);
+}
+
+void samkv_request_cancel(struct samkv_request *r)
+{
+    __atomic_store_n(&r->cancelled, true, __ATOMIC_RELAXED);
+}
+
+enum samkv_status samkv_request_reply(struct samkv_request *r, const ProtobufCMessage *message, int fd,
+                                      struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    return samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY, message, fd, reply, err);
+}
+
+enum samkv_status samkv_request_more(struct samkv_request *r, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    if (samkv_request_cancelled(r))
+        return samkv_fail(err, SAMKV_CANCELLED, "the client is gone");
+    if (atomic_load_explicit(&r->backlog_bytes, memory_order_relaxed) > BACKLOG_LIMIT_BYTES)
+        return samkv_fail(err, SAMKV_BUSY, "the client does not read its answer; stopped");
+    struct samkv_outgoing *frame;
+    enum samkv_status st = samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE, message, -1, &frame, err);
+    if (st != SAMKV_OK)
+        return st;
+    frame->request = r;
+    samkv_outbox_post(r->outbox, frame);
+    return SAMKV_OK;
+}
+
+static enum samkv_status unpack_and_run(struct samkv_request *r, struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    struct samkv_unpacked unpacked;
+    enum samkv_status st = samkv_message_unpack(r->handler->descriptor, &r->payload, &unpacked, err);
+    samkv_buffer_deinit(&r->payload);
+    if (st != SAMKV_OK)
+        return st;
+    if (r->handler->validate)
+        st = r->handler->validate(unpacked.message, err);
+    if (st == SAMKV_OK)
+        st = r->handler->run(r, unpacked.message, reply, err);
+    samkv_message_free(&unpacked);
+    return st;
+}
+
+/* The last frame goes; nothing of the request may be touched after. */
+static void finish(struct samkv_request *r, struct samkv_outgoing *reply, const struct samkv_error *err)
+{
+    struct samkv_outgoing *frame = reply, *spare = r->spare;
+    if (!frame && samkv_error_frame(&r->frame, err, &frame) != SAMKV_OK) {
+        frame = spare;
+        spare = NULL;
+    }
+    samkv_outgoing_free(spare);
+    frame->request = r;
+    frame->last = true;
+    frame->charge = r->charge;
+    samkv_outbox_post(r->outbox, frame);
+}
+
+static void log_end(const struct samkv_request *r, const struct samkv_error *err)
+{
+    static const char *const names[] = {
+#define REQUEST_NAME(name, value) [value] = #name,
+        SAMKV_TYPE_MAP(REQUEST_NAME)
+#undef REQUEST_NAME
+    };
+    if (err->status == SAMKV_OK)
+        samkv_log(SAMKV_LOG_DEBUG, "done type=%s request=%" PRIu64 " ms=%.1f", names[r->frame.type],
+                  r->frame.request_id, samkv_now_ms() - r->accepted_ms);
+    else
+        samkv_log(err->status == SAMKV_CANCELLED ? SAMKV_LOG_DEBUG : SAMKV_LOG_WARNING,
+                  "failed type=%s request=%" PRIu64 " status=%s: %s", names[r->frame.type], r->frame.request_id,
+                  samkv_status_name(err->status), err->text);
+}
+
+void samkv_request_run(void *arg, bool cancelled)
+{
+    struct samkv_request *r = arg;
+    struct samkv_outgoing *reply = NULL;
+    struct samkv_error err = {0};
+    enum samkv_status st;
+    r->waited_ms = samkv_now_ms() - r->accepted_ms;
+    samkv_metrics_add(&r->service->metrics, r->handler->metric, 1);
+    if (cancelled || atomic_load(&r->service->stopping))
+        st = samkv_fail(&err, SAMKV_BUSY, "the daemon is stopping; try again when it is back");
+    else if (samkv_request_cancelled(r))
+        st = samkv_fail(&err, SAMKV_CANCELLED, "the client is gone");
+    else
+        st = unpack_and_run(r, &reply, &err);
+    if (st != SAMKV_OK && (err.status != st || !err.text[0]))
+        samkv_fail(&err, st, "%s", samkv_status_text(st));
+    err.status = st;
+    log_end(r, &err);
+    if (st != SAMKV_OK) {
+        samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_ERRORS, 1);
+        samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_BUSY, st == SAMKV_BUSY);
+    }
+    finish(r, st == SAMKV_OK ? reply : NULL, &err);
+}

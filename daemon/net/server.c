@@ -1,0 +1,254 @@
+#include "daemon/net/server.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "daemon/net/connection.h"
+
+#define TICK_MS        1000
+#define FINISH_MS      30000 /* for running jobs at the end */
+#define CANCEL_MS      10000 /* and then, told to stop */
+#define ACCEPTS_A_TURN 16
+#define QUEUE_JOBS     4096
+#define PAYLOADS_BYTES (512u << 20) /* of all connections together */
+
+/* ------------------------------------------------------------------ stopping */
+
+static void on_closed_handle(uv_handle_t *handle)
+{
+    struct samkv_server *server = handle->data;
+    server->open_handles--;
+}
+
+static void close_handle(struct samkv_server *server, uv_handle_t *handle)
+{
+    if (uv_is_closing(handle))
+        return;
+    server->open_handles++;
+    handle->data = server;
+    uv_close(handle, on_closed_handle);
+}
+
+static void stop_listening(struct samkv_server *server)
+{
+    if (server->poll.loop) /* it was initialised */
+        close_handle(server, (uv_handle_t *)&server->poll);
+    samkv_listener_close(&server->listener);
+}
+
+/* With no request left, farewell to the clients; with no client left, the loop ends. */
+void samkv_server_after_change(struct samkv_server *server)
+{
+    if (!server->stopping_since_ms || atomic_load(&server->service->requests) > 0)
+        return;
+    for (struct samkv_connection *c = server->connections, *next; c; c = next) {
+        next = c->next;
+        samkv_connection_end(c);
+    }
+    if (!server->connections)
+        uv_stop(&server->loop);
+}
+
+static void begin_stop(struct samkv_server *server, int signal)
+{
+    samkv_log(SAMKV_LOG_INFO, "stopping on %s requests=%u connections=%u", strsignal(signal),
+              atomic_load(&server->service->requests), atomic_load(&server->service->connections));
+    samkv_notify("STOPPING=1");
+    atomic_store(&server->service->stopping, true);
+    server->stopping_since_ms = uv_now(&server->loop) + 1;
+    stop_listening(server);
+    samkv_server_after_change(server);
+}
+
+static void on_signal(uv_signal_t *handle, int signal)
+{
+    struct samkv_server *server = handle->data;
+    if (!server->stopping_since_ms) {
+        begin_stop(server, signal);
+        return;
+    }
+    samkv_log(SAMKV_LOG_WARNING, "second signal: leaving at once");
+    _exit(1);
+}
+
+static void watch_stop(struct samkv_server *server, uint64_t now)
+{
+    uint64_t since = now + 1 - server->stopping_since_ms;
+    if (since >= FINISH_MS && !server->cancelled) {
+        samkv_log(SAMKV_LOG_WARNING, "requests=%u still run after %d s; cancelling them",
+                  atomic_load(&server->service->requests), FINISH_MS / 1000);
+        server->cancelled = true;
+        for (struct samkv_connection *c = server->connections; c; c = c->next)
+            samkv_connection_cancel(c);
+    }
+    if (since >= FINISH_MS + CANCEL_MS) {
+        server->timed_out = true;
+        uv_stop(&server->loop);
+    }
+}
+
+/* ------------------------------------------------------------------ events */
+
+/* A client beyond the limit learns why before it is let go. */
+static void turn_away(int fd, struct samkv_server *server)
+{
+    const struct samkv_frame nobody = {.type = SAMKV_TYPE_HELLO};
+    struct samkv_error err;
+    struct samkv_outgoing *frame;
+    samkv_fail(&err, SAMKV_BUSY, "%d clients are connected already; try again", SAMKV_MAX_CONNECTIONS);
+    if (samkv_error_frame(&nobody, &err, &frame) == SAMKV_OK) {
+        ssize_t ignored = samkv_socket_send(fd, frame->bytes, frame->count, -1);
+        (void)ignored;
+        samkv_outgoing_free(frame);
+    }
+    close(fd);
+    samkv_metrics_add(&server->service->metrics, SAMKV_METRIC_REFUSED, 1);
+    samkv_log(SAMKV_LOG_WARNING, "refused a connection: %s", err.text);
+}
+
+/* False when there is nothing more to accept for now. */
+static bool accept_one(struct samkv_server *server)
+{
+    int fd = accept4(server->listener.fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+        return false;
+    if (fd < 0 && (errno == EINTR || errno == ECONNABORTED))
+        return true;
+    if (fd < 0) {
+        /* Out of fds or memory: the client stays in the backlog, and asking again at once would only spin. */
+        samkv_log(SAMKV_LOG_ERROR, "cannot accept a connection: %s; trying again in a second", strerror(errno));
+        uv_poll_stop(&server->poll);
+        server->accept_paused = true;
+        return false;
+    }
+    if (atomic_load(&server->service->connections) >= SAMKV_MAX_CONNECTIONS)
+        turn_away(fd, server);
+    else
+        samkv_connection_open(server, fd);
+    return true;
+}
+
+static void on_connectable(uv_poll_t *poll, int status, int events)
+{
+    (void)status;
+    (void)events;
+    for (int i = 0; i < ACCEPTS_A_TURN && accept_one(poll->data); i++)
+        ;
+}
+
+static void on_tick(uv_timer_t *timer)
+{
+    struct samkv_server *server = timer->data;
+    uint64_t now = uv_now(&server->loop);
+    if (server->accept_paused && !server->stopping_since_ms) {
+        server->accept_paused = false;
+        uv_poll_start(&server->poll, UV_READABLE, on_connectable);
+    }
+    for (struct samkv_connection *c = server->connections, *next; c; c = next) {
+        next = c->next;
+        samkv_connection_tick(c);
+    }
+    if (server->stopping_since_ms)
+        watch_stop(server, now);
+    samkv_server_after_change(server);
+}
+
+static void deliver_all(struct samkv_server *server)
+{
+    struct samkv_outgoing *frame = samkv_outbox_take(&server->outbox);
+    while (frame) {
+        struct samkv_outgoing *next = frame->next;
+        samkv_connection_deliver(frame);
+        frame = next;
+    }
+}
+
+static void on_outbox(uv_async_t *wake)
+{
+    deliver_all(wake->data);
+    samkv_server_after_change(wake->data);
+}
+
+/* ------------------------------------------------------------------ life */
+
+static enum samkv_status start_handles(struct samkv_server *server)
+{
+    const int signals[] = {SIGTERM, SIGINT};
+    server->poll.data = server->timer.data = server;
+    if (samkv_outbox_init(&server->outbox, &server->loop, on_outbox, server) != SAMKV_OK)
+        return SAMKV_IO;
+    server->outbox_open = true;
+    for (int i = 0; i < 2; i++) {
+        uv_signal_init(&server->loop, &server->signals[i]); /* 1.x cannot fail once the loop is */
+        server->signals[i].data = server;
+        if (uv_signal_start(&server->signals[i], on_signal, signals[i]) != 0)
+            return SAMKV_IO;
+    }
+    uv_timer_init(&server->loop, &server->timer);
+    uv_timer_start(&server->timer, on_tick, TICK_MS, TICK_MS);
+    if (uv_poll_init(&server->loop, &server->poll, server->listener.fd) != 0 ||
+        uv_poll_start(&server->poll, UV_READABLE, on_connectable) != 0)
+        return SAMKV_IO;
+    return SAMKV_OK;
+}
+
+static void close_one(uv_handle_t *handle, void *server)
+{
+    close_handle(server, handle);
+}
+
+enum samkv_status samkv_server_new(const struct samkv_server_options *options, struct samkv_server **out,
+                                   struct samkv_error *err)
+{
+    struct samkv_listener listener = options->listener;
+    struct samkv_server *server = calloc(1, sizeof *server);
+    if (!server || uv_loop_init(&server->loop) != 0) {
+        free(server);
+        samkv_listener_close(&listener);
+        return samkv_fail(err, SAMKV_NO_MEMORY, "cannot make the event loop");
+    }
+    server->service = options->service;
+    server->listener = listener;
+    server->budget.limit = PAYLOADS_BYTES;
+    samkv_connection_host_init(server);
+    signal(SIGPIPE, SIG_IGN);
+    enum samkv_status st = start_handles(server);
+    if (st == SAMKV_OK)
+        st = samkv_pool_new(options->workers, QUEUE_JOBS, &server->pool);
+    if (st != SAMKV_OK) {
+        samkv_server_free(server);
+        return samkv_fail(err, st, "cannot start the event loop and %d workers", options->workers);
+    }
+    *out = server;
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_server_run(struct samkv_server *server)
+{
+    uv_run(&server->loop, UV_RUN_DEFAULT);
+    return server->timed_out ? SAMKV_TIMEOUT : SAMKV_OK;
+}
+
+void samkv_server_free(struct samkv_server *server)
+{
+    if (!server)
+        return;
+    samkv_pool_free(server->pool);
+    if (server->outbox_open)
+        deliver_all(server); /* every request has ended now, and goes */
+    stop_listening(server);
+    while (server->connections)
+        samkv_connection_close(server->connections);
+    uv_walk(&server->loop, close_one, server);
+    while (server->open_handles > 0)
+        uv_run(&server->loop, UV_RUN_ONCE);
+    if (server->outbox_open)
+        samkv_outbox_deinit(&server->outbox);
+    uv_loop_close(&server->loop);
+    free(server);
+}

@@ -1,0 +1,23 @@
+#pragma once
+/* What requests work with, set up before the first client and shared by all of them. Any thread. */
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/base/metrics.h"
+#include "daemon/samkv/models.h"
+#include "daemon/store/store.h"
+
+struct samkv_service {
+    struct samkv_models *models; /* borrowed; may hold none */
+    struct samkv_store *store;   /* borrowed */
+    const char *store_path;
+    double started_ms; /* samkv_now_ms */
+    struct samkv_metrics metrics;
+    _Atomic uint32_t connections; /* now */
+    _Atomic uint32_t requests;    /* that workers have or that wait for one */
+    atomic_bool stopping;         /* new requests are refused */
+};
+
+/* Milliseconds of the monotonic clock. */
+double samkv_now_ms(void);

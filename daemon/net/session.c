@@ -1,0 +1,322 @@
+#include "daemon/net/session.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "daemon/net/message.h"
+
+#define RECEIVES_A_TURN 8 /* so that one busy client does not keep the loop */
+
+void samkv_session_init(struct samkv_session *s, int fd, const struct samkv_session_host *host, uint64_t now_ms)
+{
+    s->host = host;
+    s->fd = fd;
+    s->state = SAMKV_SESSION_HELLO;
+    samkv_input_init(&s->input, host->budget);
+    samkv_output_init(&s->output);
+    s->in_flight = 0;
+    s->in_flight_bytes = 0;
+    s->since_ms = s->received_ms = s->sent_ms = now_ms;
+    s->received_begin = s->received_end = 0;
+    s->agent[0] = 0;
+}
+
+void samkv_session_deinit(struct samkv_session *s)
+{
+    samkv_input_deinit(&s->input);
+    samkv_budget_give(s->host->budget, s->in_flight_bytes);
+    samkv_output_deinit(&s->output);
+    if (s->fd >= 0)
+        close(s->fd);
+    s->fd = -1;
+}
+
+static void change_state(struct samkv_session *s, enum samkv_session_state state, uint64_t now_ms)
+{
+    s->state = state;
+    s->since_ms = now_ms;
+}
+
+/* ------------------------------------------------------------------ sending */
+
+static void flush(struct samkv_session *s, uint64_t now_ms)
+{
+    size_t before = s->output.bytes;
+    enum samkv_status st = samkv_output_flush(&s->output, s->fd);
+    if (s->output.bytes != before || s->output.bytes == 0)
+        s->sent_ms = now_ms;
+    assert(s->output.answered <= s->in_flight && s->output.charge <= s->in_flight_bytes);
+    s->in_flight -= s->output.answered;
+    s->in_flight_bytes -= s->output.charge;
+    samkv_budget_give(s->host->budget, s->output.charge);
+    samkv_metrics_add(s->host->metrics, SAMKV_METRIC_BYTES_SENT, s->output.bytes_sent);
+    s->output.answered = 0;
+    s->output.charge = s->output.bytes_sent = 0;
+    if (st == SAMKV_CLOSED || (st == SAMKV_OK && s->state == SAMKV_SESSION_CLOSING))
+        change_state(s, SAMKV_SESSION_CLOSED, now_ms);
+}
+
+/* Queues a frame and sends what the socket takes. */
+static void send_frame(struct samkv_session *s, struct samkv_outgoing *frame, uint64_t now_ms)
+{
+    if (s->state >= SAMKV_SESSION_CLOSING) {
+        samkv_outgoing_free(frame);
+        return;
+    }
+    samkv_output_push(&s->output, frame);
+    flush(s, now_ms);
+}
+
+enum samkv_status samkv_error_frame(const struct samkv_frame *request, const struct samkv_error *err,
+                                    struct samkv_outgoing **out)
+{
+    Samkv__Error message = SAMKV__ERROR__INIT;
+    message.status = err->status;
+    message.message = (char *)err->text;
+    return samkv_message_frame(request, SAMKV_FLAG_REPLY | SAMKV_FLAG_ERROR, &message.base, -1, out, NULL);
+}
+
+void samkv_session_fail(struct samkv_session *s, const struct samkv_frame *request, size_t charge,
+                        const struct samkv_error *err, uint64_t now_ms)
+{
+    struct samkv_outgoing *frame;
+    samkv_metrics_add(s->host->metrics, SAMKV_METRIC_ERRORS, 1);
+    samkv_metrics_add(s->host->metrics, SAMKV_METRIC_BUSY, err->status == SAMKV_BUSY);
+    if (samkv_error_frame(request, err, &frame) != SAMKV_OK) {
+        change_state(s, SAMKV_SESSION_CLOSED, now_ms); /* an unanswered request would wait for ever */
+        return;
+    }
+    frame->last = true;
+    frame->charge = charge;
+    send_frame(s, frame, now_ms);
+}
+
+/* A request that was refused before it counted as one in flight. */
+static void refuse(struct samkv_session *s, const struct samkv_frame *request, const struct samkv_error *err,
+                   uint64_t now_ms)
+{
+    samkv_log(SAMKV_LOG_WARNING, "refused request=%llu agent=%s: %s", (unsigned long long)request->request_id, s->agent,
+              err->text);
+    s->in_flight++;
+    samkv_session_fail(s, request, 0, err, now_ms);
+}
+
+/* One Error, then the end. */
+static void break_off(struct samkv_session *s, const struct samkv_frame *request, const struct samkv_error *err,
+                      uint64_t now_ms)
+{
+    samkv_metrics_add(s->host->metrics, SAMKV_METRIC_PROTOCOL_ERRORS, 1);
+    refuse(s, request, err, now_ms);
+    samkv_session_close(s, now_ms);
+}
+
+void samkv_session_close(struct samkv_session *s, uint64_t now_ms)
+{
+    if (s->state >= SAMKV_SESSION_CLOSING)
+        return;
+    change_state(s, s->output.bytes ? SAMKV_SESSION_CLOSING : SAMKV_SESSION_CLOSED, now_ms);
+}
+
+/* ------------------------------------------------------------------ HELLO and PING */
+
+static void reply(struct samkv_session *s, const struct samkv_frame *request, const ProtobufCMessage *message,
+                  uint64_t now_ms)
+{
+    struct samkv_outgoing *frame;
+    if (samkv_message_frame(request, SAMKV_FLAG_REPLY, message, -1, &frame, NULL) != SAMKV_OK)
+        change_state(s, SAMKV_SESSION_CLOSED, now_ms);
+    else
+        send_frame(s, frame, now_ms);
+}
+
+static enum samkv_status check_hello(const Samkv__Hello *hello, struct samkv_error *err)
+{
+    if (hello->magic.len != strlen(SAMKV_MAGIC) || memcmp(hello->magic.data, SAMKV_MAGIC, hello->magic.len) != 0)
+        return samkv_fail(err, SAMKV_PROTOCOL, "HELLO does not carry samkv's magic; is this another program's socket?");
+    if (hello->version_min > SAMKV_PROTOCOL_VERSION || hello->version_max < SAMKV_PROTOCOL_VERSION)
+        return samkv_fail(err, SAMKV_UNSUPPORTED,
+                          "protocol versions %u to %u are not known here, only %d is; update %s", hello->version_min,
+                          hello->version_max, SAMKV_PROTOCOL_VERSION,
+                          hello->version_min > SAMKV_PROTOCOL_VERSION ? "samkvd" : "the client");
+    return SAMKV_OK;
+}
+
+static void on_hello(struct samkv_session *s, const struct samkv_frame *frame, const struct samkv_buffer *payload,
+                     uint64_t now_ms)
+{
+    struct samkv_unpacked unpacked;
+    struct samkv_error err;
+    enum samkv_status st = s->state == SAMKV_SESSION_HELLO
+                               ? samkv_message_unpack(&samkv__hello__descriptor, payload, &unpacked, &err)
+                               : samkv_fail(&err, SAMKV_PROTOCOL, "HELLO was said already");
+    if (st != SAMKV_OK) {
+        err.status = SAMKV_PROTOCOL;
+        break_off(s, frame, &err, now_ms);
+        return;
+    }
+    const Samkv__Hello *hello = (const Samkv__Hello *)unpacked.message;
+    st = check_hello(hello, &err);
+    if (st == SAMKV_OK) {
+        strncpy(s->agent, hello->agent, sizeof s->agent - 1);
+        s->agent[sizeof s->agent - 1] = 0;
+    }
+    samkv_message_free(&unpacked);
+    if (st != SAMKV_OK) {
+        break_off(s, frame, &err, now_ms);
+        return;
+    }
+    samkv_log(SAMKV_LOG_DEBUG, "hello agent=%s", s->agent);
+    change_state(s, SAMKV_SESSION_READY, now_ms);
+    s->input.greeted = true;
+    Samkv__HelloReply message = SAMKV__HELLO_REPLY__INIT;
+    message.version = SAMKV_PROTOCOL_VERSION;
+    message.server = "samkvd/" SAMKV_VERSION;
+    message.max_frame_bytes = SAMKV_MAX_FRAME_BYTES;
+    message.max_in_flight = SAMKV_MAX_IN_FLIGHT;
+    reply(s, frame, &message.base, now_ms);
+}
+
+static void on_ping(struct samkv_session *s, const struct samkv_frame *frame, uint64_t now_ms)
+{
+    const Samkv__PingReply message = SAMKV__PING_REPLY__INIT;
+    samkv_metrics_add(s->host->metrics, SAMKV_METRIC_PINGS, 1);
+    reply(s, frame, &message.base, now_ms);
+}
+
+static void on_frame(struct samkv_session *s, const struct samkv_frame *frame, struct samkv_buffer *payload,
+                     uint64_t now_ms)
+{
+    size_t charge = payload->capacity;
+    if (frame->type == SAMKV_TYPE_HELLO || frame->type == SAMKV_TYPE_PING) {
+        if (frame->type == SAMKV_TYPE_HELLO)
+            on_hello(s, frame, payload, now_ms);
+        else
+            on_ping(s, frame, now_ms);
+        samkv_buffer_deinit(payload);
+        samkv_budget_give(s->host->budget, charge);
+        return;
+    }
+    s->in_flight++;
+    s->in_flight_bytes += charge;
+    s->host->on_request(s->host->arg, s, frame, payload, charge);
+}
+
+/* ------------------------------------------------------------------ receiving */
+
+/* May take another frame: the limits that make a client wait. */
+static bool may_read(const struct samkv_session *s)
+{
+    return s->state <= SAMKV_SESSION_READY && s->in_flight < SAMKV_MAX_IN_FLIGHT &&
+           s->in_flight_bytes < SAMKV_SESSION_REQUEST_BYTES && s->output.bytes < SAMKV_SESSION_OUTPUT_BYTES;
+}
+
+/* Works off the bytes that were received, as far as the limits allow. */
+static void pump(struct samkv_session *s, uint64_t now_ms)
+{
+    while (s->received_begin < s->received_end && may_read(s)) {
+        struct samkv_frame frame;
+        struct samkv_buffer payload;
+        struct samkv_error err;
+        size_t used;
+        enum samkv_input_event event =
+            samkv_input_feed(&s->input, s->received + s->received_begin, s->received_end - s->received_begin, &used,
+                             &frame, &payload, &err);
+        s->received_begin += used;
+        if (event == SAMKV_INPUT_FRAME) {
+            on_frame(s, &frame, &payload, now_ms);
+        } else if (event == SAMKV_INPUT_REFUSED) {
+            refuse(s, &frame, &err, now_ms);
+        } else if (event == SAMKV_INPUT_BROKEN) {
+            const struct samkv_frame nobody = {.type = SAMKV_TYPE_HELLO};
+            break_off(s, &nobody, &err, now_ms);
+        }
+    }
+    if (!may_read(s))
+        s->received_ms = now_ms; /* the client is not to blame for what we do not read */
+}
+
+/* One receive; true when there may be more. */
+static bool receive(struct samkv_session *s, uint64_t now_ms)
+{
+    int fd = -1;
+    ssize_t n = samkv_socket_receive(s->fd, s->received, sizeof s->received, &fd);
+    if (fd >= 0)
+        close(fd); /* no request takes one */
+    if (n == -EAGAIN || n == -EWOULDBLOCK)
+        return false;
+    if (n <= 0) {
+        change_state(s, SAMKV_SESSION_CLOSED, now_ms);
+        return false;
+    }
+    samkv_metrics_add(s->host->metrics, SAMKV_METRIC_BYTES_RECEIVED, (uint64_t)n);
+    s->received_ms = now_ms;
+    s->received_begin = 0;
+    s->received_end = (size_t)n;
+    /* A short read emptied the socket: asking again would cost a system call for every ping. */
+    return (size_t)n == sizeof s->received;
+}
+
+void samkv_session_on_readable(struct samkv_session *s, uint64_t now_ms)
+{
+    bool more = true;
+    for (int i = 0; i < RECEIVES_A_TURN && more && may_read(s); i++) {
+        /* What waits from before goes first; nothing may overwrite it. */
+        if (s->received_begin == s->received_end)
+            more = receive(s, now_ms);
+        pump(s, now_ms);
+    }
+}
+
+void samkv_session_on_writable(struct samkv_session *s, uint64_t now_ms)
+{
+    if (s->state == SAMKV_SESSION_CLOSED)
+        return;
+    flush(s, now_ms);
+    pump(s, now_ms);
+}
+
+void samkv_session_send(struct samkv_session *s, struct samkv_outgoing *frame, uint64_t now_ms)
+{
+    send_frame(s, frame, now_ms);
+    pump(s, now_ms);
+}
+
+void samkv_session_on_hangup(struct samkv_session *s, uint64_t now_ms)
+{
+    if (may_read(s))
+        samkv_session_on_readable(s, now_ms);
+    else
+        change_state(s, SAMKV_SESSION_CLOSED, now_ms);
+}
+
+void samkv_session_on_tick(struct samkv_session *s, uint64_t now_ms)
+{
+    const char *why = NULL;
+    if (!may_read(s))
+        s->received_ms = now_ms;
+    if (s->output.bytes == 0)
+        s->sent_ms = now_ms;
+    if (s->state == SAMKV_SESSION_HELLO && now_ms - s->since_ms >= SAMKV_SESSION_HELLO_MS)
+        why = "it did not say HELLO";
+    else if (s->state == SAMKV_SESSION_CLOSING && now_ms - s->since_ms >= SAMKV_SESSION_FAREWELL_MS)
+        why = "it did not read its last reply";
+    else if (now_ms - s->sent_ms >= SAMKV_SESSION_STALLED_MS)
+        why = "it does not read its replies";
+    else if (samkv_input_midway(&s->input) && now_ms - s->received_ms >= SAMKV_SESSION_STALLED_MS)
+        why = "it stopped in the middle of a frame";
+    if (!why || s->state == SAMKV_SESSION_CLOSED)
+        return;
+    samkv_log(SAMKV_LOG_WARNING, "connection closed agent=%s: %s", s->agent, why);
+    change_state(s, SAMKV_SESSION_CLOSED, now_ms);
+}
+
+int samkv_session_wants(const struct samkv_session *s)
+{
+    if (s->state == SAMKV_SESSION_CLOSED)
+        return 0;
+    return (may_read(s) ? SAMKV_SESSION_READ : 0) | (s->output.bytes ? SAMKV_SESSION_WRITE : 0);
+}

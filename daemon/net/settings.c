@@ -1,0 +1,121 @@
+#include "daemon/net/settings.h"
+
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "proto/tensor.h"
+
+static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
+static const char *const codecs[] = {"raw", "zstd", NULL};                       /* by enum samkv_codec */
+static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
+
+#define AT(field) .offset = offsetof(struct samkv_settings, field)
+
+/* clang-format off */
+static const struct samkv_option table[] = {
+    {.name = "config", .env = "SAMKV_CONFIG", .argument = "FILE", .kind = SAMKV_OPTION_TEXT, AT(config),
+     .help = "read options from this INI file"},
+    {.name = "store", .env = "SAMKV_STORE", .argument = "DIR", .kind = SAMKV_OPTION_TEXT, AT(store),
+     .help = "where documents are kept; made when missing"},
+    {.name = "socket", .env = "SAMKV_SOCKET", .argument = "PATH", .kind = SAMKV_OPTION_TEXT, AT(socket),
+     .help = "Unix socket to listen on"},
+    {.name = "model", .env = "SAMKV_MODEL", .argument = "NAME=PATH", .kind = SAMKV_OPTION_LIST, AT(models), .section = "model",
+     .help = "a Hugging Face directory or a .gguf file; repeat for more"},
+    {.name = "device", .env = "SAMKV_DEVICE", .argument = "DEVICE", .kind = SAMKV_OPTION_TEXT, AT(device),
+     .help = "auto, cpu, cuda or cuda:N", .default_text = "auto"},
+    {.name = "dtype", .env = "SAMKV_DTYPE", .argument = "TYPE", .kind = SAMKV_OPTION_CHOICE, AT(dtype),
+     .choices = dtypes, .help = "of stored numbers: auto, f32, bf16 or f16", .default_text = "auto"},
+    {.name = "threads", .env = "SAMKV_THREADS", .argument = "N", .kind = SAMKV_OPTION_INTEGER, AT(threads),
+     .min = 0, .max = 1024, .help = "CPU threads that compute; 0: all", .default_text = "0"},
+    {.name = "workers", .env = "SAMKV_WORKERS", .argument = "N", .kind = SAMKV_OPTION_INTEGER, AT(workers),
+     .min = 0, .max = 256, .help = "requests worked on at a time, at least 2; 0: by the CPUs", .default_text = "0"},
+    {.name = "store-max-bytes", .env = "SAMKV_STORE_MAX_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
+     AT(store_max_bytes), .min = 0, .max = INT64_MAX, .help = "limit of the data file, like 10G; 0: the disk's",
+     .default_text = "0"},
+    {.name = "codec", .env = "SAMKV_CODEC", .argument = "CODEC", .kind = SAMKV_OPTION_CHOICE, AT(codec),
+     .choices = codecs, .help = "of stored blocks: raw or zstd (lossless)", .default_text = "zstd"},
+    {.name = "log-level", .env = "SAMKV_LOG_LEVEL", .argument = "LEVEL", .kind = SAMKV_OPTION_CHOICE, AT(log_level),
+     .choices = levels, .help = "error, warning, info or debug", .default_text = "info"},
+    {.name = "help", .kind = SAMKV_OPTION_FLAG, AT(help), .help = "print this and exit"},
+    {.name = "version", .kind = SAMKV_OPTION_FLAG, AT(version), .help = "print the version and exit"},
+};
+/* clang-format on */
+#define COUNT (sizeof table / sizeof *table)
+
+/* "BASE" "REST" → *out, when BASE is there and nothing else was said. systemd gives several directories with ':'. */
+static enum samkv_status fall_back(char **out, const char *base, const char *rest, struct samkv_error *err)
+{
+    if (*out || !base || !*base)
+        return SAMKV_OK;
+    int bytes = (int)strcspn(base, ":");
+    return asprintf(out, "%.*s%s", bytes, base, rest) < 0 ? samkv_fail(err, SAMKV_NO_MEMORY, "out of memory")
+                                                          : SAMKV_OK;
+}
+
+static enum samkv_status find_places(struct samkv_settings *s, char *(*lookup)(const char *), struct samkv_error *err)
+{
+    enum samkv_status st = fall_back(&s->store, lookup("STATE_DIRECTORY"), "", err);
+    if (st == SAMKV_OK)
+        st = fall_back(&s->store, lookup("XDG_DATA_HOME"), "/samkv", err);
+    if (st == SAMKV_OK)
+        st = geteuid() == 0 ? fall_back(&s->store, "/var/lib", "/samkv", err)
+                            : fall_back(&s->store, lookup("HOME"), "/.local/share/samkv", err);
+    if (st == SAMKV_OK)
+        st = fall_back(&s->socket, lookup("RUNTIME_DIRECTORY"), "/samkv.sock", err);
+    if (st == SAMKV_OK)
+        st = fall_back(&s->socket, lookup("XDG_RUNTIME_DIR"), "/samkv.sock", err);
+    if (st == SAMKV_OK)
+        st = fall_back(&s->socket, "/run/samkv", "/samkv.sock", err);
+    if (st == SAMKV_OK && !s->store)
+        st = samkv_fail(err, SAMKV_INVALID, "no place for documents: say where with --store DIR");
+    return st;
+}
+
+static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err)
+{
+    s->dtype = s->dtype == 0 ? -1 : samkv_dtype_parse(dtypes[s->dtype]);
+    if (s->workers == 1)
+        return samkv_fail(err, SAMKV_INVALID,
+                          "--workers: 1 is too few, since half of them may be ingesting; give 2 or more");
+    if (s->workers == 0) {
+        long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+        s->workers = cpus < 4 ? 4 : cpus > 32 ? 32 : cpus;
+    }
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_settings_read(struct samkv_settings *s, int argc, char *const *argv,
+                                      char *(*lookup)(const char *name), struct samkv_error *err)
+{
+    *s = (struct samkv_settings){0};
+    samkv_options_init(&s->options, table, COUNT, s);
+    enum samkv_status st = samkv_options_arguments(&s->options, argc, argv, err);
+    if (st != SAMKV_OK || s->help || s->version)
+        return st;
+    st = samkv_options_environment(&s->options, lookup, err);
+    if (st == SAMKV_OK && s->config)
+        st = samkv_options_file(&s->options, s->config, "samkvd", err);
+    if (st == SAMKV_OK)
+        st = samkv_options_defaults(&s->options, err);
+    if (st == SAMKV_OK)
+        st = find_places(s, lookup, err);
+    return st == SAMKV_OK ? check(s, err) : st;
+}
+
+void samkv_settings_deinit(struct samkv_settings *s)
+{
+    samkv_options_deinit(&s->options);
+}
+
+void samkv_settings_help(FILE *out)
+{
+    fputs("Usage: samkvd [OPTION]...\n"
+          "Keeps documents' KV caches and serves, for a query, the few tokens that it needs.\n\n",
+          out);
+    samkv_options_help(table, COUNT, out);
+    fputs("\nThe store is in $STATE_DIRECTORY, $XDG_DATA_HOME/samkv, ~/.local/share/samkv or (root) /var/lib/samkv;\n"
+          "the socket is samkv.sock in $RUNTIME_DIRECTORY, $XDG_RUNTIME_DIR or /run/samkv.\n",
+          out);
+}

@@ -1,0 +1,181 @@
+#include "daemon/net/validate.h"
+
+#include <string.h>
+#include <utf8proc.h>
+
+#include "daemon/fetch/fetch.h"
+#include "daemon/store/store.h"
+
+#define TRY(check)                                                                                                     \
+    do {                                                                                                               \
+        enum samkv_status try_status = (check);                                                                        \
+        if (try_status != SAMKV_OK)                                                                                    \
+            return try_status;                                                                                         \
+    } while (0)
+
+/* Messages say where it is wrong, not what is there: the bytes may be anything. */
+static enum samkv_status check_plain_text(const char *text, size_t bytes, const char *what, struct samkv_error *err)
+{
+    for (size_t i = 0; i < bytes;) {
+        utf8proc_int32_t point;
+        utf8proc_ssize_t n =
+            utf8proc_iterate((const utf8proc_uint8_t *)text + i, (utf8proc_ssize_t)(bytes - i), &point);
+        if (n <= 0)
+            return samkv_fail(err, SAMKV_INVALID, "the %s is not valid UTF-8 (byte %zu)", what, i);
+        if (point < 0x20 || (point >= 0x7f && point < 0xa0))
+            return samkv_fail(err, SAMKV_INVALID, "the %s has a control character (byte %zu)", what, i);
+        i += (size_t)n;
+    }
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_check_name(const char *name, const char *what, struct samkv_error *err)
+{
+    size_t bytes = strlen(name);
+    if (bytes == 0 || bytes > SAMKV_ID_MAX_BYTES)
+        return samkv_fail(err, SAMKV_INVALID, "the %s has %zu bytes; give 1 to %d", what, bytes, SAMKV_ID_MAX_BYTES);
+    return check_plain_text(name, bytes, what, err);
+}
+
+enum samkv_status samkv_check_collection(const char *name, struct samkv_error *err)
+{
+    return *name ? samkv_check_name(name, "collection name", err) : SAMKV_OK;
+}
+
+enum samkv_status samkv_check_ids(char *const *ids, size_t count, struct samkv_error *err)
+{
+    if (count == 0)
+        return samkv_fail(err, SAMKV_INVALID, "no document ids; name at least one");
+    if (count > SAMKV_MAX_DOCUMENTS)
+        return samkv_fail(err, SAMKV_INVALID, "%zu documents in one request are too many; name at most %d", count,
+                          SAMKV_MAX_DOCUMENTS);
+    for (size_t i = 0; i < count; i++)
+        TRY(samkv_check_name(ids[i], "document id", err));
+    return SAMKV_OK;
+}
+
+static enum samkv_status check_range(uint32_t value, uint32_t least, uint32_t most, const char *what,
+                                     struct samkv_error *err)
+{
+    if (value < least || value > most)
+        return samkv_fail(err, SAMKV_INVALID, "%s %u is out of range; give %u to %u", what, value, least, most);
+    return SAMKV_OK;
+}
+
+static enum samkv_status check_spec(const Samkv__CollectionSpec *spec, struct samkv_error *err)
+{
+    if (*spec->model)
+        TRY(samkv_check_name(spec->model, "model name", err));
+    if (spec->preamble_text.len && spec->preamble_tokens)
+        return samkv_fail(err, SAMKV_INVALID, "the preamble is given as text and as tokens; give one of them");
+    if (spec->block_size_given_case == SAMKV__COLLECTION_SPEC__BLOCK_SIZE_GIVEN_BLOCK_SIZE)
+        TRY(check_range(spec->block_size, 1, SAMKV_MAX_BLOCK_TOKENS, "block size", err));
+    if (spec->init_tokens_given_case == SAMKV__COLLECTION_SPEC__INIT_TOKENS_GIVEN_INIT_TOKENS)
+        TRY(check_range(spec->init_tokens, 0, SAMKV_MAX_ANCHOR_TOKENS, "init tokens", err));
+    if (spec->local_tokens_given_case == SAMKV__COLLECTION_SPEC__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS)
+        TRY(check_range(spec->local_tokens, 0, SAMKV_MAX_ANCHOR_TOKENS, "local tokens", err));
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_check_ingest(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__IngestRequest *m = (const Samkv__IngestRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
+    TRY(samkv_check_name(m->id, "document id", err));
+    if (strlen(m->title) > SAMKV_MAX_TITLE_BYTES)
+        return samkv_fail(err, SAMKV_INVALID, "the title has %zu bytes; give at most %d", strlen(m->title),
+                          SAMKV_MAX_TITLE_BYTES);
+    TRY(check_plain_text(m->title, strlen(m->title), "title", err));
+    if (m->text.len && m->tokens)
+        return samkv_fail(err, SAMKV_INVALID, "the document is given as text and as tokens; give one of them");
+    if (!m->text.len && (!m->tokens || !m->tokens->n_ids))
+        return samkv_fail(err, SAMKV_INVALID, "the document is empty; give text or tokens");
+    if (m->chunk_tokens)
+        TRY(check_range(m->chunk_tokens, 1, 1u << 24, "chunk tokens", err));
+    return m->spec ? check_spec(m->spec, err) : SAMKV_OK;
+}
+
+static enum samkv_status check_layers(const Samkv__FetchRequest *m, struct samkv_error *err)
+{
+    if (m->n_stable_layers > SAMKV_MAX_LAYERS)
+        return samkv_fail(err, SAMKV_INVALID, "%zu stable layers are too many; name at most %d", m->n_stable_layers,
+                          SAMKV_MAX_LAYERS);
+    for (size_t i = 0; i < m->n_stable_layers; i++)
+        TRY(check_range(m->stable_layers[i], 0, SAMKV_MAX_LAYERS - 1, "stable layer", err));
+    return SAMKV_OK;
+}
+
+/* Everything but the query. Comparisons are written so that NaN fails. */
+static enum samkv_status check_selection(const Samkv__FetchRequest *m, struct samkv_error *err)
+{
+    TRY(samkv_check_collection(m->collection, err));
+    TRY(samkv_check_ids(m->ids, m->n_ids, err));
+    if (m->ratio_given_case == SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO && !(m->ratio > 0 && m->ratio <= 1))
+        return samkv_fail(err, SAMKV_INVALID, "ratio %g is out of range; give more than 0 and at most 1", m->ratio);
+    if ((uint32_t)m->selection > SAMKV__SELECTION__FIXED)
+        return samkv_fail(err, SAMKV_INVALID, "selection %d is not known; give dynamic or fixed", (int)m->selection);
+    if ((uint32_t)m->update > SAMKV__UPDATE__THETA)
+        return samkv_fail(err, SAMKV_INVALID, "update %d is not known; give overwrite, cosine or a number",
+                          (int)m->update);
+    if (!(m->theta >= 0 && m->theta <= 1))
+        return samkv_fail(err, SAMKV_INVALID, "theta %g is out of range; give 0 to 1", m->theta);
+    if ((uint32_t)m->positions > SAMKV__POSITIONS__COMPACT)
+        return samkv_fail(err, SAMKV_INVALID, "positions %d is not known; give original or compact", (int)m->positions);
+    TRY(check_layers(m, err));
+    if (m->init_tokens_given_case == SAMKV__FETCH_REQUEST__INIT_TOKENS_GIVEN_INIT_TOKENS)
+        TRY(check_range(m->init_tokens, 0, SAMKV_MAX_ANCHOR_TOKENS, "init tokens", err));
+    if (m->local_tokens_given_case == SAMKV__FETCH_REQUEST__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS)
+        TRY(check_range(m->local_tokens, 0, SAMKV_MAX_ANCHOR_TOKENS, "local tokens", err));
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_check_fetch(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__FetchRequest *m = (const Samkv__FetchRequest *)message;
+    if (m->query_text.len && m->query_tokens)
+        return samkv_fail(err, SAMKV_INVALID, "the query is given as text and as tokens; give one of them");
+    if (!m->query_text.len && (!m->query_tokens || !m->query_tokens->n_ids))
+        return samkv_fail(err, SAMKV_INVALID, "the query is empty; give text or tokens");
+    return check_selection(m, err);
+}
+
+enum samkv_status samkv_check_ask(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__AskRequest *m = (const Samkv__AskRequest *)message;
+    if (!m->fetch)
+        return samkv_fail(err, SAMKV_INVALID, "no documents are named; give at least one id");
+    if (!m->question.len)
+        return samkv_fail(err, SAMKV_INVALID, "the question is empty; ask something");
+    if ((uint32_t)m->method > SAMKV__METHOD__REUSE)
+        return samkv_fail(err, SAMKV_INVALID, "method %d is not known; give samkv, full or reuse", (int)m->method);
+    TRY(check_range(m->max_tokens, 0, SAMKV_MAX_ANSWER_TOKENS, "max tokens", err));
+    return check_selection(m->fetch, err);
+}
+
+enum samkv_status samkv_check_list(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ListRequest *m = (const Samkv__ListRequest *)message;
+    if (*m->after)
+        TRY(samkv_check_name(m->after, "place to go on after", err));
+    return samkv_check_collection(m->collection, err);
+}
+
+enum samkv_status samkv_check_show(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ShowRequest *m = (const Samkv__ShowRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
+    return samkv_check_name(m->id, "document id", err);
+}
+
+enum samkv_status samkv_check_remove(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__RemoveRequest *m = (const Samkv__RemoveRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
+    return samkv_check_ids(m->ids, m->n_ids, err);
+}
+
+enum samkv_status samkv_check_verify(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__VerifyRequest *m = (const Samkv__VerifyRequest *)message;
+    return samkv_check_collection(m->collection, err);
+}

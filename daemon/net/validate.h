@@ -1,0 +1,26 @@
+#pragma once
+/* Checks of what clients send, at the edge: each answers the first thing that is wrong in one clear line. Pure. */
+#include <stddef.h>
+
+#include "proto/samkv.pb-c.h"
+#include "proto/status.h"
+
+#define SAMKV_MAX_TITLE_BYTES   1000
+#define SAMKV_MAX_BLOCK_TOKENS  1024
+#define SAMKV_MAX_ANCHOR_TOKENS 65536
+#define SAMKV_MAX_ANSWER_TOKENS 4096
+
+/* An id or a collection's name: UTF-8 of 1 to 255 bytes without control characters. what: "document id", ... */
+enum samkv_status samkv_check_name(const char *name, const char *what, struct samkv_error *) SAMKV_MUST_USE;
+/* A collection as requests name it: "" stands for the default. */
+enum samkv_status samkv_check_collection(const char *name, struct samkv_error *) SAMKV_MUST_USE;
+/* 1 to SAMKV_MAX_DOCUMENTS ids. */
+enum samkv_status samkv_check_ids(char *const *ids, size_t count, struct samkv_error *) SAMKV_MUST_USE;
+
+enum samkv_status samkv_check_ingest(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_fetch(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_ask(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_list(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_show(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_remove(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_verify(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
