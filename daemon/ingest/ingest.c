@@ -3,13 +3,11 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "daemon/base/ids.h"
 #include "daemon/ingest/collection.h"
-#include "daemon/ingest/load.h"
+#include "daemon/ingest/run.h"
 #include "daemon/ingest/split.h"
-#include "daemon/samkv/prefill.h"
 
 /* One request on its way. */
 struct job {
@@ -23,162 +21,32 @@ struct job {
     double prefill_ms;
 };
 
-/* One document (or piece of one, or preamble) to be written. */
-struct piece {
-    const int32_t *preamble;
-    uint32_t preamble_tokens;
-    struct samkv_key preamble_key;
-    const int32_t *tokens;
-    uint32_t count;
-    struct samkv_blocks blocks;
-    struct samkv_manifest manifest;
-};
+/* ------------------------------------------------------------------ records */
 
-static double now_ms(void)
+static enum samkv_status on_block(void *arg, uint32_t block, const void *const *pieces, struct samkv_error *err)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+    return samkv_writer_block(arg, block, pieces, err);
 }
 
-static bool is_cancelled(const struct job *job)
+static enum samkv_status on_index(void *arg, uint32_t layer, const float *index, size_t count, struct samkv_error *err)
 {
-    return job->request->cancelled && __atomic_load_n(job->request->cancelled, __ATOMIC_RELAXED);
-}
-
-/* ------------------------------------------------------------------ prefill and records */
-
-struct lane_step {
-    struct samkv_prefill *prefill;
-    const struct samkv_engine *engine;
-    const struct samkv_stage *preamble;
-    const struct piece *piece;
-    enum samkv_status status;
-    struct samkv_error *err;
-    double ms;
-};
-
-static void begin_on_lane(void *arg)
-{
-    struct lane_step *s = arg;
-    s->status = samkv_prefill_init(s->prefill, s->engine, s->preamble, s->piece->tokens, &s->piece->blocks, s->err);
-}
-
-static void step_on_lane(void *arg)
-{
-    struct lane_step *s = arg;
-    double start = now_ms();
-    s->status = samkv_prefill_step(s->prefill, s->err);
-    s->ms += now_ms() - start;
-}
-
-static void end_on_lane(void *arg)
-{
-    samkv_prefill_deinit(arg);
-}
-
-/* The blocks of the chunk that the last step left in the stage: document tokens [first, done). */
-static enum samkv_status write_chunk(struct samkv_writer *writer, const struct samkv_prefill *p, uint32_t first,
-                                     struct samkv_error *err)
-{
-    void **pieces = malloc(2 * (size_t)p->stage.shape.layers * sizeof *pieces);
-    enum samkv_status status = SAMKV_OK;
-    if (!pieces)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    for (uint32_t at = first; at < p->done && !status; at += p->blocks.block_tokens) {
-        samkv_stage_pieces(&p->stage, at - first, pieces);
-        status = samkv_writer_block(writer, at / p->blocks.block_tokens, (const void *const *)pieces, err);
-    }
-    free(pieces);
-    return status;
-}
-
-static enum samkv_status prefill_and_write(struct job *job, const struct piece *piece,
-                                           const struct samkv_stage *preamble, struct samkv_writer *writer,
-                                           struct samkv_error *err)
-{
-    struct samkv_prefill prefill;
-    struct lane_step step = {
-        .prefill = &prefill, .engine = &job->engine, .preamble = preamble, .piece = piece, .err = err};
-    samkv_lane_call(job->engine.lane, SAMKV_RELAXED, begin_on_lane, &step);
-    if (step.status)
-        return step.status;
-    enum samkv_status status = SAMKV_OK;
-    while (!status && prefill.done < piece->count) {
-        uint32_t first = prefill.done;
-        if (is_cancelled(job)) {
-            status = samkv_fail(err, SAMKV_CANCELLED, "cancelled: the client is gone");
-            break;
-        }
-        samkv_lane_call(job->engine.lane, SAMKV_RELAXED, step_on_lane, &step);
-        status = step.status;
-        if (!status)
-            status = write_chunk(writer, &prefill, first, err);
-    }
-    for (uint32_t l = 0; l < job->engine.model->config.layers && !status; l++)
-        status = samkv_writer_index(writer, l, samkv_prefill_index(&prefill, l), prefill.index_count, err);
-    samkv_lane_call(job->engine.lane, SAMKV_RELAXED, end_on_lane, &prefill);
-    job->prefill_ms += step.ms;
-    return status;
-}
-
-/* Stored rows of the piece's preamble; nothing (and rows 0) when there is none. */
-static enum samkv_status load_preamble(struct job *job, const struct piece *piece, struct samkv_stage *out,
-                                       struct samkv_error *err)
-{
-    struct samkv_snapshot *snapshot;
-    *out = (struct samkv_stage){0};
-    if (!piece->preamble_tokens)
-        return SAMKV_OK;
-    enum samkv_status status = samkv_snapshot_begin(job->store, &snapshot, err);
-    if (status)
-        return status;
-    status = samkv_load_document(snapshot, &piece->preamble_key, job->engine.device, out, err);
-    samkv_snapshot_end(snapshot);
-    return status;
-}
-
-static void piece_init(struct piece *p, const struct job *job, const int32_t *tokens, uint32_t count, bool is_preamble)
-{
-    const struct samkv_collection *c = &job->collection;
-    *p = (struct piece){.tokens = tokens, .count = count};
-    if (!is_preamble) {
-        p->preamble = c->preamble;
-        p->preamble_tokens = c->preamble_tokens;
-        p->preamble_key = c->preamble_key;
-    }
-    p->blocks = samkv_blocks_make(count, c->block_tokens, c->init_tokens, c->local_tokens);
-    p->manifest = (struct samkv_manifest){
-        .shape = c->shape,
-        .heads = c->heads,
-        .tokens = count,
-        .block_tokens = c->block_tokens,
-        .blocks = p->blocks.count,
-        .preamble_tokens = p->preamble_tokens,
-        .local_tokens = c->local_tokens,
-        .created_unix_s = (int64_t)time(NULL),
-    };
-    samkv_document_key(c->fingerprint, c->shape.dtype, p->preamble, p->preamble_tokens, c->block_tokens,
-                       c->local_tokens, tokens, count, &p->manifest.key);
+    return samkv_writer_index(arg, layer, index, count, err);
 }
 
 /* Writes the piece unless a document of its key is there; collection NULL: without a name. */
-static enum samkv_status write_piece(struct job *job, const struct piece *piece, const char *collection, const char *id,
-                                     struct samkv_error *err)
+static enum samkv_status write_piece(struct job *job, const struct samkv_piece *piece, const char *collection,
+                                     const char *id, struct samkv_error *err)
 {
     const char *title = job->request->title;
     struct samkv_writer *writer;
-    struct samkv_stage preamble;
     enum samkv_status status = samkv_writer_begin(job->store, &piece->manifest, piece->tokens, &writer, err);
     if (status)
         return status;
     if (!writer)
         return collection ? samkv_store_name_put(job->store, collection, id, title, &piece->manifest.key, err)
                           : SAMKV_OK;
-    status = load_preamble(job, piece, &preamble, err);
-    if (!status)
-        status = prefill_and_write(job, piece, piece->preamble_tokens ? &preamble : NULL, writer, err);
-    samkv_stage_deinit(&preamble);
+    const struct samkv_sink sink = {on_block, on_index, writer};
+    status = samkv_run_prefill(&job->engine, job->store, piece, &sink, job->request->cancelled, &job->prefill_ms, err);
     if (status) {
         samkv_writer_abort(writer);
         return status;
@@ -273,7 +141,7 @@ static enum samkv_status ingest_piece(struct job *job, const char *id, size_t fi
 {
     struct samkv_ingest_result *result = job->result;
     struct samkv_ingested *grown = realloc(result->documents, (result->count + 1) * sizeof *grown);
-    struct piece piece;
+    struct samkv_piece piece;
     if (!grown)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     result->documents = grown;
@@ -281,7 +149,7 @@ static enum samkv_status ingest_piece(struct job *job, const char *id, size_t fi
     *out = (struct samkv_ingested){.tokens = (uint32_t)(end - first)};
     snprintf(out->id, sizeof out->id, "%s", id);
 
-    piece_init(&piece, job, job->ids.data + first, (uint32_t)(end - first), false);
+    samkv_piece_init(&piece, &job->collection, job->ids.data + first, (uint32_t)(end - first), false);
     enum samkv_status status = is_there(job, id, &piece.manifest.key, &out->skipped, err);
     if (!status && !out->skipped)
         status = write_piece(job, &piece, job->collection.name, id, err);
@@ -339,10 +207,10 @@ static enum samkv_status ingest_all(struct job *job, struct samkv_error *err)
 static enum samkv_status create_collection(struct job *job, struct samkv_error *err)
 {
     struct samkv_collection *c = &job->collection;
-    struct piece piece;
+    struct samkv_piece piece;
     enum samkv_status status = SAMKV_OK;
     if (c->preamble_tokens) {
-        piece_init(&piece, job, c->preamble, c->preamble_tokens, true);
+        samkv_piece_init(&piece, c, c->preamble, c->preamble_tokens, true);
         status = write_piece(job, &piece, NULL, NULL, err);
     }
     return status ? status : samkv_store_collection_put(job->store, c, err);
