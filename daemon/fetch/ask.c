@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/base/ids.h"
+#include "daemon/fetch/heal.h"
 #include "daemon/fetch/job.h"
 #include "daemon/fetch/memory.h"
 #include "daemon/model/chat.h"
@@ -220,6 +221,15 @@ static enum samkv_status tokenise_question(struct answer *a, struct samkv_models
     return status;
 }
 
+static enum samkv_status prompt(struct answer *a, struct samkv_models *models, struct samkv_store *store,
+                                const struct samkv_fetch_request *fetch)
+{
+    enum samkv_status status = samkv_fetch_job_open(&a->job, models, store, fetch, a->err);
+    if (status)
+        return status;
+    return a->request->method == SAMKV_ASK_FULL ? full_prompt(a) : sparse_prompt(a);
+}
+
 static enum samkv_status run(struct answer *a, struct samkv_models *models, struct samkv_store *store)
 {
     struct samkv_fetch_request fetch = a->request->fetch;
@@ -232,12 +242,15 @@ static enum samkv_status run(struct answer *a, struct samkv_models *models, stru
     fetch.query_count = a->query.count;
     if (a->request->method == SAMKV_ASK_FULL)
         fetch.compact = false;
-    status = samkv_fetch_job_open(&a->job, models, store, &fetch, a->err);
-    a->job.started_ms = started;
-    if (!status)
-        status = a->request->method == SAMKV_ASK_FULL ? full_prompt(a) : sparse_prompt(a);
+    status = prompt(a, models, store, &fetch);
+    /* As in samkv_fetch: damage is recomputed, and the answer only comes later. */
+    if (status == SAMKV_CORRUPT && samkv_fetch_heal(models, store, &fetch, NULL) == SAMKV_OK) {
+        samkv_fetch_job_close(&a->job);
+        status = prompt(a, models, store, &fetch);
+    }
     if (status)
         return status;
+    a->job.started_ms = started;
     a->logits = a->job.logits;
     a->row = (int32_t)a->job.rows;
     a->position = a->job.position[a->job.rows - 1] + 1;

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "daemon/fetch/heal.h"
 #include "daemon/fetch/job.h"
 #include "daemon/fetch/memory.h"
 
@@ -130,9 +131,9 @@ static enum samkv_status run(struct samkv_fetch_job *job, struct samkv_reply_mem
     return status ? status : finish(job, m, err);
 }
 
-enum samkv_status samkv_fetch(struct samkv_models *models, struct samkv_store *store,
-                              const struct samkv_fetch_request *request, struct samkv_fetch_result *out,
-                              struct samkv_error *err)
+static enum samkv_status attempt(struct samkv_models *models, struct samkv_store *store,
+                                 const struct samkv_fetch_request *request, struct samkv_fetch_result *out,
+                                 struct samkv_error *err)
 {
     struct samkv_fetch_job job;
     struct samkv_reply_memory memory = {.fd = -1};
@@ -151,5 +152,16 @@ enum samkv_status samkv_fetch(struct samkv_models *models, struct samkv_store *s
     samkv_reply_memory_free(&memory);
     if (status)
         samkv_fetch_result_deinit(out);
+    return status;
+}
+
+enum samkv_status samkv_fetch(struct samkv_models *models, struct samkv_store *store,
+                              const struct samkv_fetch_request *request, struct samkv_fetch_result *out,
+                              struct samkv_error *err)
+{
+    enum samkv_status status = attempt(models, store, request, out, err);
+    /* Damage makes an answer slower, not wrong and not missing, as long as the tokens can be read. */
+    if (status == SAMKV_CORRUPT && samkv_fetch_heal(models, store, request, NULL) == SAMKV_OK)
+        status = attempt(models, store, request, out, err);
     return status;
 }
