@@ -63,20 +63,20 @@ void samkv_store_close(struct samkv_store *);
 /* What a collection's first ingest sets, once and for all. */
 struct samkv_collection {
     char name[SAMKV_ID_MAX_BYTES + 1];
-    char model[64];           /* the name the daemon knows the model by, for messages */
-    uint8_t fingerprint[16];  /* of the model's config, weights and tokenizer */
+    char model[64];          /* the name the daemon knows the model by, for messages */
+    uint8_t fingerprint[16]; /* of the model's config, weights and tokenizer */
     struct samkv_kv_shape shape;
-    uint32_t heads;           /* query heads: the shape of local queries */
+    uint32_t heads; /* query heads: the shape of local queries */
     uint32_t block_tokens, init_tokens, local_tokens;
-    int32_t *preamble;        /* heap, owned; NULL when empty */
+    int32_t *preamble; /* heap, owned; NULL when empty */
     uint32_t preamble_tokens;
     struct samkv_key preamble_key; /* the document that holds the preamble's own KV; zero when there is none */
 };
 
 void samkv_collection_deinit(struct samkv_collection *);
 
-/* Creates it, or compares with the one there: MISMATCH with a text that names the first difference. The preamble's document
- * (if any) must have been written before; the collection holds a reference to it. */
+/* Creates it, or compares with the one there: MISMATCH with a text that names the first difference. The preamble's
+ * document (if any) must have been written before; the collection holds a reference to it. */
 enum samkv_status samkv_store_collection_put(struct samkv_store *, const struct samkv_collection *,
                                              struct samkv_error *) SAMKV_MUST_USE;
 
@@ -86,7 +86,8 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *, struct samkv_snapsh
                                        struct samkv_error *) SAMKV_MUST_USE;
 void samkv_snapshot_end(struct samkv_snapshot *);
 
-/* Bytes of record values (as stored) that this snapshot has read from index and block so far; any thread that may use it. */
+/* Bytes of record values (as stored) that this snapshot has read from index and block so far; any thread that may use
+ * it. */
 uint64_t samkv_snapshot_bytes_read(const struct samkv_snapshot *);
 
 /* NOT_FOUND without error text when there is none. The caller deinits out. */
@@ -99,10 +100,10 @@ struct samkv_manifest {
     uint32_t heads;
     uint32_t tokens, block_tokens, blocks; /* blocks = ceil(tokens / block_tokens) */
     uint32_t preamble_tokens;
-    uint32_t local_tokens;    /* the anchors' size that the stored local query was made with */
-    uint64_t bytes_raw;       /* KV before compression */
-    uint64_t bytes_stored;    /* block and index records as stored */
-    uint64_t bytes_index;     /* of which index */
+    uint32_t local_tokens; /* the anchors' size that the stored local query was made with */
+    uint64_t bytes_raw;    /* KV before compression */
+    uint64_t bytes_stored; /* block and index records as stored */
+    uint64_t bytes_index;  /* of which index */
     int64_t created_unix_s;
 };
 
@@ -117,8 +118,8 @@ void samkv_name_deinit(struct samkv_name *);
 /* The document behind (collection, id). NOT_FOUND without text. title may be NULL. */
 enum samkv_status samkv_snapshot_name(struct samkv_snapshot *, const char *collection, const char *id,
                                       struct samkv_name *out, struct samkv_error *) SAMKV_MUST_USE;
-enum samkv_status samkv_snapshot_manifest(struct samkv_snapshot *, const struct samkv_key *,
-                                          struct samkv_manifest *out, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_snapshot_manifest(struct samkv_snapshot *, const struct samkv_key *, struct samkv_manifest *out,
+                                          struct samkv_error *) SAMKV_MUST_USE;
 
 /* Document tokens, `count` must be manifest.tokens. */
 enum samkv_status samkv_snapshot_tokens(struct samkv_snapshot *, const struct samkv_key *, int32_t *out, size_t count,
@@ -139,7 +140,8 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct sam
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
 
-/* Calls back for every name of a collection in order of id, from the first one > after ("" for all), until fn returns false. */
+/* Calls back for every name of a collection in order of id, from the first one > after ("" for all), until fn returns
+ * false. */
 enum samkv_status samkv_snapshot_each_name(struct samkv_snapshot *, const char *collection, const char *after,
                                            bool (*fn)(void *arg, const struct samkv_name *), void *arg,
                                            struct samkv_error *) SAMKV_MUST_USE;
@@ -168,8 +170,8 @@ enum samkv_status samkv_writer_index(struct samkv_writer *, uint32_t layer, cons
  * writer in every case. A document committed without a name (a preamble) is kept while the process lives or until a
  * collection or a name refers to it; the next open removes documents without any reference.
  */
-enum samkv_status samkv_writer_commit(struct samkv_writer *, const char *collection, const char *id,
-                                      const char *title, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_writer_commit(struct samkv_writer *, const char *collection, const char *id, const char *title,
+                                      struct samkv_error *) SAMKV_MUST_USE;
 void samkv_writer_abort(struct samkv_writer *); /* NULL is allowed */
 
 /* Points (collection, id) at a committed document, durably; what it pointed at before loses a reference. NOT_FOUND when
@@ -185,6 +187,10 @@ enum samkv_status samkv_store_name_remove(struct samkv_store *, const char *coll
 enum samkv_status samkv_store_block_rewrite(struct samkv_store *, const struct samkv_manifest *, uint32_t block,
                                             const void *const *src, struct samkv_error *) SAMKV_MUST_USE;
 
+/* The same for the index record of one layer. */
+enum samkv_status samkv_store_index_rewrite(struct samkv_store *, const struct samkv_manifest *, uint32_t layer,
+                                            const float *index, size_t count, struct samkv_error *) SAMKV_MUST_USE;
+
 /* ------------------------------------------------------------------ care */
 
 struct samkv_verify_report {
@@ -192,7 +198,8 @@ struct samkv_verify_report {
     uint64_t damaged; /* records with a wrong checksum, size or that are missing */
 };
 
-/* Reads every record of a document and checks it; adds to *report. OK also when damage was found (see report->damaged). */
+/* Reads every record of a document and checks it; adds to *report. OK also when damage was found (see report->damaged).
+ */
 enum samkv_status samkv_snapshot_verify(struct samkv_snapshot *, const struct samkv_key *,
                                         struct samkv_verify_report *report, struct samkv_error *) SAMKV_MUST_USE;
 

@@ -1,0 +1,146 @@
+#include "daemon/store/snapshot.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+/* Where the records of one document are decoded to, only to see that they can be. */
+struct verify_room {
+    void **pieces;
+    uint8_t *bytes;
+};
+
+static enum samkv_status make_room(const struct samkv_manifest *m, struct verify_room *room)
+{
+    size_t count = 2 * (size_t)m->shape.layers, largest = samkv_index_layout(m).bytes;
+    struct samkv_layout block = samkv_block_layout(m, 0), tokens = samkv_tokens_layout(m);
+    if (samkv_layout_bytes(&block) > largest)
+        largest = samkv_layout_bytes(&block);
+    if (tokens.bytes > largest)
+        largest = tokens.bytes;
+    room->pieces = malloc(count * sizeof *room->pieces);
+    room->bytes = malloc(largest);
+    return room->pieces && room->bytes ? SAMKV_OK : SAMKV_NO_MEMORY;
+}
+
+/* Statuses other than OK and CORRUPT are failures of reading, not damage. */
+static enum samkv_status verify_part(struct samkv_snapshot *snapshot, enum samkv_db db, enum samkv_record_kind kind,
+                                     struct samkv_bytes key, struct samkv_layout layout, struct verify_room *room,
+                                     struct samkv_verify_report *report, struct samkv_error *err)
+{
+    struct samkv_bytes value;
+    for (size_t i = 0; i < layout.count; i++)
+        room->pieces[i] = room->bytes + i * layout.bytes;
+    enum samkv_status st = samkv_snapshot_get(snapshot, db, key, &value, err);
+    if (st == SAMKV_OK) {
+        report->bytes += value.size;
+        samkv_snapshot_will_need(snapshot, value);
+        st = samkv_record_decode(value, kind, key, &layout, &snapshot->store->scratch, room->pieces);
+        if (st == SAMKV_NO_MEMORY)
+            return samkv_fail(err, st, "out of memory while verifying");
+    }
+    if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT) {
+        report->damaged++;
+        st = SAMKV_OK;
+    }
+    return st;
+}
+
+static enum samkv_status verify_parts(struct samkv_snapshot *snapshot, const struct samkv_manifest *m,
+                                      struct verify_room *room, struct samkv_verify_report *report,
+                                      struct samkv_error *err)
+{
+    uint8_t buffer[SAMKV_PART_KEY_BYTES];
+    enum samkv_status st = verify_part(snapshot, SAMKV_DB_TOKENS, SAMKV_RECORD_TOKENS, samkv_key_bytes(&m->key),
+                                       samkv_tokens_layout(m), room, report, err);
+    for (uint32_t block = 0; st == SAMKV_OK && block < m->blocks; block++, report->blocks++)
+        st = verify_part(snapshot, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, samkv_part_key(&m->key, block, buffer),
+                         samkv_block_layout(m, block), room, report, err);
+    for (uint32_t layer = 0; st == SAMKV_OK && m->bytes_index && layer < m->shape.layers; layer++)
+        st = verify_part(snapshot, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, samkv_part_key(&m->key, layer, buffer),
+                         samkv_index_layout(m), room, report, err);
+    return st;
+}
+
+enum samkv_status samkv_snapshot_verify(struct samkv_snapshot *snapshot, const struct samkv_key *key,
+                                        struct samkv_verify_report *report, struct samkv_error *err)
+{
+    struct samkv_manifest m;
+    enum samkv_status st = samkv_snapshot_manifest(snapshot, key, &m, err);
+    if (st == SAMKV_CORRUPT) {
+        report->documents++;
+        report->damaged++;
+        return SAMKV_OK;
+    }
+    if (st != SAMKV_OK)
+        return st;
+    report->documents++;
+    struct verify_room room = {0};
+    st = make_room(&m, &room);
+    if (st == SAMKV_OK)
+        st = verify_parts(snapshot, &m, &room, report, err);
+    else
+        samkv_fail(err, st, "out of memory while verifying");
+    free(room.pieces);
+    free(room.bytes);
+    return st;
+}
+
+static enum samkv_status sum_documents(struct samkv_snapshot *snapshot, struct samkv_store_stats *out,
+                                       struct samkv_error *err)
+{
+    MDB_cursor *cursor;
+    MDB_val k, v;
+    int rc = mdb_cursor_open(snapshot->txn, snapshot->store->dbi[SAMKV_DB_DOCUMENT], &cursor);
+    if (rc)
+        return samkv_fail_lmdb(err, rc, "adding up documents");
+    while ((rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) == 0) {
+        struct samkv_key key;
+        struct samkv_document d;
+        if (k.mv_size != sizeof key.bytes)
+            continue;
+        memcpy(key.bytes, k.mv_data, sizeof key.bytes);
+        if (samkv_document_open(samkv_val_bytes(&v), &key, &d) != SAMKV_OK)
+            continue; /* verify tells of it */
+        out->bytes_raw += d.manifest.bytes_raw;
+        out->bytes_stored += d.manifest.bytes_stored;
+    }
+    mdb_cursor_close(cursor);
+    return rc == MDB_NOTFOUND ? SAMKV_OK : samkv_fail_lmdb(err, rc, "adding up documents");
+}
+
+static enum samkv_status count_entries(struct samkv_snapshot *snapshot, enum samkv_db db, uint64_t *out,
+                                       struct samkv_error *err)
+{
+    MDB_stat stat;
+    int rc = mdb_stat(snapshot->txn, snapshot->store->dbi[db], &stat);
+    if (rc)
+        return samkv_fail_lmdb(err, rc, "counting records");
+    *out = stat.ms_entries;
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
+{
+    *out = (struct samkv_store_stats){.bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits)};
+    out->readers = atomic_load(&s->snapshots);
+    int fd;
+    struct stat file;
+    if (mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0)
+        out->bytes_file = (uint64_t)file.st_size;
+    struct samkv_snapshot *snapshot;
+    enum samkv_status st = samkv_snapshot_begin(s, &snapshot, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = count_entries(snapshot, SAMKV_DB_COLLECTION, &out->collections, err);
+    if (st == SAMKV_OK)
+        st = count_entries(snapshot, SAMKV_DB_NAME, &out->names, err);
+    if (st == SAMKV_OK)
+        st = count_entries(snapshot, SAMKV_DB_DOCUMENT, &out->documents, err);
+    if (st == SAMKV_OK)
+        st = samkv_db_used_bytes(s, snapshot->txn, &out->bytes_used, err);
+    if (st == SAMKV_OK)
+        st = sum_documents(snapshot, out, err);
+    samkv_snapshot_end(snapshot);
+    return st;
+}

@@ -1,0 +1,106 @@
+#include "daemon/store/environment.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#define PAGE_HEADER_BYTES 16u
+#define PAGE_IS_OVERFLOW  0x04u
+
+enum samkv_status samkv_fail_lmdb(struct samkv_error *err, int rc, const char *what)
+{
+    switch (rc) {
+    case MDB_NOTFOUND:
+        return SAMKV_NOT_FOUND;
+    case MDB_MAP_FULL:
+    case MDB_TXN_FULL:
+    case MDB_CURSOR_FULL:
+        return samkv_fail(err, SAMKV_FULL, "%s: the store has reached its limit: remove documents or raise the limit",
+                          what);
+    case ENOSPC:
+    case EDQUOT:
+    case EFBIG:
+        return samkv_fail(err, SAMKV_FULL, "%s: the disk is full: make room, or remove documents", what);
+    case MDB_CORRUPTED:
+    case MDB_PAGE_NOTFOUND:
+    case MDB_INVALID:
+        return samkv_fail(err, SAMKV_CORRUPT, "%s: the store's data file is damaged: restore it or start a new store",
+                          what);
+    case MDB_VERSION_MISMATCH:
+    case MDB_INCOMPATIBLE:
+        return samkv_fail(err, SAMKV_MISMATCH, "%s: the data file is of another version or not a store of samkvd",
+                          what);
+    case MDB_READERS_FULL:
+        return samkv_fail(err, SAMKV_BUSY, "%s: too many readers at once: try again", what);
+    case MDB_PANIC:
+        return samkv_fail(err, SAMKV_IO, "%s: an earlier write failed half way: restart the daemon", what);
+    case ENOMEM:
+        return samkv_fail(err, SAMKV_NO_MEMORY, "%s: out of memory", what);
+    case EACCES:
+    case EPERM:
+    case EROFS:
+        return samkv_fail(err, SAMKV_DENIED, "%s: %s: check who owns the store's directory", what, strerror(rc));
+    default:
+        return samkv_fail(err, SAMKV_IO, "%s: %s", what, mdb_strerror(rc));
+    }
+}
+
+int samkv_db_write_code(const struct samkv_store *s, int rc)
+{
+    struct statvfs disk;
+    struct rlimit largest;
+    struct stat file;
+    int fd;
+    if (rc != EIO)
+        return rc;
+    if (statvfs(s->path, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < SAMKV_GROUP_MAX_BYTES)
+        return ENOSPC;
+    if (getrlimit(RLIMIT_FSIZE, &largest) == 0 && largest.rlim_cur != RLIM_INFINITY &&
+        mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0 &&
+        (uint64_t)file.st_size + SAMKV_GROUP_MAX_BYTES >= largest.rlim_cur)
+        return EFBIG;
+    return rc;
+}
+
+enum samkv_status samkv_db_get(const struct samkv_store *s, MDB_txn *txn, enum samkv_db db, struct samkv_bytes key,
+                               struct samkv_bytes *out, struct samkv_error *err)
+{
+    MDB_val k = samkv_val(key), v;
+    int rc = mdb_get(txn, s->dbi[db], &k, &v);
+    if (rc)
+        return samkv_fail_lmdb(err, rc, "reading the store");
+    *out = samkv_val_bytes(&v);
+    return SAMKV_OK;
+}
+
+bool samkv_db_value_is_sane(const struct samkv_store *s, const MDB_val *v)
+{
+    /* Values that fill more than half a page lie on pages of their own, right behind the page's header. */
+    uintptr_t at = (uintptr_t)v->mv_data;
+    if (v->mv_size <= s->page_bytes / 2)
+        return true;
+    if (at % s->page_bytes != PAGE_HEADER_BYTES)
+        return v->mv_size < s->page_bytes;
+    uint16_t flags;
+    uint32_t pages;
+    memcpy(&flags, (const uint8_t *)v->mv_data - PAGE_HEADER_BYTES + 10, sizeof flags);
+    memcpy(&pages, (const uint8_t *)v->mv_data - PAGE_HEADER_BYTES + 12, sizeof pages);
+    return (flags & PAGE_IS_OVERFLOW) && pages == (PAGE_HEADER_BYTES + v->mv_size - 1) / s->page_bytes + 1;
+}
+
+enum samkv_status samkv_db_used_bytes(const struct samkv_store *s, MDB_txn *txn, uint64_t *out, struct samkv_error *err)
+{
+    uint64_t pages = 2; /* the meta pages */
+    /* LMDB numbers the free list 0 and the database of databases 1; ours follow. */
+    for (int i = 0; i < SAMKV_DB_COUNT + 2; i++) {
+        MDB_stat stat;
+        int rc = mdb_stat(txn, i < 2 ? (MDB_dbi)i : s->dbi[i - 2], &stat);
+        if (rc)
+            return samkv_fail_lmdb(err, rc, "counting pages");
+        pages += stat.ms_branch_pages + stat.ms_leaf_pages + stat.ms_overflow_pages;
+    }
+    *out = pages * s->page_bytes;
+    return SAMKV_OK;
+}

@@ -1,0 +1,471 @@
+#include "daemon/store/queue.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "daemon/base/log.h"
+#include "daemon/base/thread.h"
+#include "daemon/store/change.h"
+#include "daemon/store/environment.h"
+
+#define RETRY_REMOVAL_S 2
+
+void samkv_queue_init(struct samkv_queue *q)
+{
+    *q = (struct samkv_queue){0};
+    q->last = &q->first;
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&q->work, &clock);
+    pthread_condattr_destroy(&clock);
+    pthread_cond_init(&q->changed, NULL);
+}
+
+/* ------------------------------------------------------------------ claims */
+
+static void unlink_claim(struct samkv_queue *q, struct samkv_claim *claim)
+{
+    struct samkv_claim **at = &q->claims;
+    while (*at && *at != claim)
+        at = &(*at)->next;
+    assert(*at == claim);
+    *at = claim->next;
+}
+
+static struct samkv_claim *find_claim(struct samkv_queue *q, const struct samkv_key *key, const struct samkv_claim *but)
+{
+    for (struct samkv_claim *c = q->claims; c; c = c->next)
+        if (c != but && memcmp(&c->key, key, sizeof *key) == 0)
+            return c;
+    return NULL;
+}
+
+enum samkv_status samkv_claim_begin(struct samkv_store *s, const struct samkv_key *key, struct samkv_claim **out,
+                                    struct samkv_error *err)
+{
+    struct samkv_queue *q = &s->queue;
+    struct samkv_claim *mine = calloc(1, sizeof *mine), *other;
+    if (!mine)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    mine->key = *key;
+    pthread_mutex_lock(&q->lock);
+    while ((other = find_claim(q, key, NULL)) && !other->stuck)
+        pthread_cond_wait(&q->changed, &q->lock);
+    if (!other) {
+        mine->next = q->claims;
+        q->claims = mine;
+    }
+    pthread_mutex_unlock(&q->lock);
+    if (other) {
+        free(mine);
+        return samkv_fail(err, SAMKV_BUSY,
+                          "an earlier copy of this document could not be removed yet (is the disk full?): "
+                          "make room and try again");
+    }
+    *out = mine;
+    return SAMKV_OK;
+}
+
+bool samkv_claim_is_contested(struct samkv_store *s, const struct samkv_claim *claim)
+{
+    pthread_mutex_lock(&s->queue.lock);
+    bool found = find_claim(&s->queue, &claim->key, claim) != NULL;
+    pthread_mutex_unlock(&s->queue.lock);
+    return found;
+}
+
+void samkv_claim_end(struct samkv_store *s, struct samkv_claim *claim)
+{
+    pthread_mutex_lock(&s->queue.lock);
+    unlink_claim(&s->queue, claim);
+    pthread_cond_broadcast(&s->queue.changed);
+    pthread_mutex_unlock(&s->queue.lock);
+    free(claim);
+}
+
+void samkv_claim_remove(struct samkv_store *s, struct samkv_claim *claim)
+{
+    pthread_mutex_lock(&s->queue.lock);
+    claim->removing = true;
+    pthread_cond_signal(&s->queue.work);
+    pthread_mutex_unlock(&s->queue.lock);
+}
+
+/* ------------------------------------------------------------------ transactions (writer thread) */
+
+static enum samkv_status begin_change(struct samkv_store *s, struct samkv_change *c, struct samkv_error *err)
+{
+    *c = (struct samkv_change){.store = s};
+    int rc = mdb_txn_begin(s->env, NULL, 0, &c->txn);
+    return rc ? samkv_fail_lmdb(err, rc, "starting a transaction") : SAMKV_OK;
+}
+
+static void undo_change(struct samkv_change *c)
+{
+    if (c->txn)
+        mdb_txn_abort(c->txn);
+    while (c->removing) {
+        struct samkv_claim *claim = c->removing;
+        c->removing = claim->next;
+        free(claim);
+    }
+}
+
+/* New documents leave a reserve free: without any room nothing could be removed either. */
+static enum samkv_status check_room(struct samkv_change *c, struct samkv_error *err)
+{
+    uint64_t used = 0;
+    if (!c->grows)
+        return SAMKV_OK;
+    enum samkv_status st = samkv_db_used_bytes(c->store, c->txn, &used, err);
+    if (st == SAMKV_OK && used + c->store->reserve_bytes > c->store->limit_bytes)
+        st = samkv_fail(err, SAMKV_FULL,
+                        "the store %s has reached its limit of %llu MiB: remove documents or raise the limit",
+                        c->store->path, (unsigned long long)(c->store->limit_bytes >> 20));
+    return st;
+}
+
+/* What commit_change handed over stays for removal, or is taken back. */
+static void settle(struct samkv_queue *q, bool committed)
+{
+    pthread_mutex_lock(&q->lock);
+    for (struct samkv_claim **at = &q->claims; *at;) {
+        struct samkv_claim *claim = *at;
+        if (claim->undecided && !committed) {
+            *at = claim->next;
+            free(claim);
+            continue;
+        }
+        claim->undecided = false;
+        at = &claim->next;
+    }
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+/* Hands the documents that became invisible over to removal before anyone can see that they are; takes them back
+ * when the transaction fails. */
+static enum samkv_status commit_change(struct samkv_change *c, struct samkv_error *err)
+{
+    struct samkv_queue *q = &c->store->queue;
+    enum samkv_status st = check_room(c, err);
+    if (st != SAMKV_OK) {
+        undo_change(c);
+        return st;
+    }
+    struct samkv_claim *hidden = c->removing;
+    c->removing = NULL;
+    pthread_mutex_lock(&q->lock);
+    for (struct samkv_claim *claim = hidden, *next; claim; claim = next) {
+        next = claim->next;
+        claim->undecided = true;
+        claim->next = q->claims;
+        q->claims = claim;
+    }
+    pthread_mutex_unlock(&q->lock);
+    int rc = mdb_txn_commit(c->txn);
+    settle(q, rc == 0);
+    if (rc == 0) {
+        atomic_fetch_add(&c->store->commits, 1);
+        return SAMKV_OK;
+    }
+    rc = samkv_db_write_code(c->store, rc);
+    return samkv_fail_lmdb(err, rc, "committing");
+}
+
+/* One bounded step of removing a document, in a transaction of its own. *done: nothing of it is left. */
+static enum samkv_status remove_step(struct samkv_store *s, const struct samkv_key *key, bool *done,
+                                     struct samkv_error *err)
+{
+    struct samkv_change c;
+    bool more = true;
+    enum samkv_status st = begin_change(s, &c, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_change_remove_some(&c, key, &more, err);
+    if (st != SAMKV_OK) {
+        undo_change(&c);
+        return st;
+    }
+    st = commit_change(&c, err);
+    *done = st == SAMKV_OK && !more;
+    return st;
+}
+
+/* The claim that is to be removed next, NULL when there is none. With the lock held. */
+static struct samkv_claim *next_removal(struct samkv_queue *q, bool stuck_too)
+{
+    struct samkv_claim *stuck = NULL;
+    for (struct samkv_claim *c = q->claims; c; c = c->next) {
+        if (c->removing && !c->stuck)
+            return c;
+        if (c->removing)
+            stuck = c;
+    }
+    return stuck_too ? stuck : NULL;
+}
+
+/* OK also when there is nothing to do (*idle). */
+static enum samkv_status remove_next(struct samkv_store *s, bool stuck_too, bool *idle, struct samkv_error *err)
+{
+    struct samkv_queue *q = &s->queue;
+    pthread_mutex_lock(&q->lock);
+    struct samkv_claim *claim = next_removal(q, stuck_too);
+    pthread_mutex_unlock(&q->lock);
+    *idle = !claim;
+    if (!claim)
+        return SAMKV_OK;
+    bool done = false;
+    enum samkv_status st = remove_step(s, &claim->key, &done, err);
+    if (done) {
+        samkv_claim_end(s, claim);
+        return st;
+    }
+    if (st != SAMKV_OK && !claim->stuck)
+        samkv_log(SAMKV_LOG_WARNING, "store: removing a document failed and will be tried again: %s", err->text);
+    pthread_mutex_lock(&q->lock);
+    claim->stuck = st != SAMKV_OK;
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+    return st;
+}
+
+enum samkv_status samkv_queue_drain_removals(struct samkv_store *s, struct samkv_error *err)
+{
+    bool idle = false;
+    enum samkv_status st = SAMKV_OK;
+    while (!idle && st == SAMKV_OK)
+        st = remove_next(s, true, &idle, err);
+    return st;
+}
+
+/* ------------------------------------------------------------------ jobs (writer thread) */
+
+static enum samkv_status run_alone(struct samkv_store *s, struct samkv_job *job, struct samkv_error *err)
+{
+    struct samkv_change c;
+    enum samkv_status st = begin_change(s, &c, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = job->apply(&c, job, err);
+    if (st == SAMKV_OK)
+        return commit_change(&c, err);
+    undo_change(&c);
+    return st;
+}
+
+static void tell_failed(struct samkv_job *job)
+{
+    if (job->failed)
+        job->failed(job, job->status, &job->error);
+}
+
+/* One by one; when there is no room, what is waiting to be removed may be it. */
+static void run_each(struct samkv_store *s, struct samkv_job *first)
+{
+    for (struct samkv_job *job = first; job; job = job->next) {
+        job->status = run_alone(s, job, &job->error);
+        bool idle = false;
+        while (job->status == SAMKV_FULL && !idle) {
+            struct samkv_error ignored;
+            if (remove_next(s, false, &idle, &ignored) != SAMKV_OK)
+                break;
+            if (!idle)
+                job->status = run_alone(s, job, &job->error);
+        }
+        if (job->status != SAMKV_OK)
+            tell_failed(job);
+    }
+}
+
+static void run_group(struct samkv_store *s, struct samkv_job *first)
+{
+    struct samkv_change c;
+    struct samkv_error err = {0};
+    enum samkv_status st = begin_change(s, &c, &err);
+    if (st != SAMKV_OK) {
+        for (struct samkv_job *job = first; job; job = job->next) {
+            job->status = st;
+            job->error = err;
+            tell_failed(job);
+        }
+        return;
+    }
+    for (struct samkv_job *job = first; job && !c.broken; job = job->next)
+        job->status = job->apply(&c, job, &job->error);
+    if (c.broken)
+        undo_change(&c);
+    else if (commit_change(&c, &err) == SAMKV_OK)
+        return;
+    run_each(s, first);
+}
+
+/* Tells the waiting, and frees the jobs that nobody waits for. */
+static void finish_group(struct samkv_store *s, struct samkv_job *first)
+{
+    struct samkv_queue *q = &s->queue;
+    size_t bytes = 0;
+    for (struct samkv_job *job = first, *next; job; job = next) {
+        next = job->next;
+        bytes += job->bytes;
+        if (!job->waits) {
+            job->release(s, job);
+            continue;
+        }
+        pthread_mutex_lock(&q->lock);
+        job->done = true; /* its memory goes as soon as the lock is free */
+        pthread_mutex_unlock(&q->lock);
+    }
+    pthread_mutex_lock(&q->lock);
+    q->bytes -= bytes;
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+/* Takes as many jobs as one transaction should hold. With the lock held. */
+static struct samkv_job *take_group(struct samkv_queue *q)
+{
+    struct samkv_job *first = q->first, **at = &q->first;
+    size_t bytes = 0;
+    while (*at && (bytes == 0 || bytes + (*at)->bytes <= SAMKV_GROUP_MAX_BYTES)) {
+        bytes += (*at)->bytes;
+        q->pressing -= (*at)->waits || (*at)->wakes;
+        at = &(*at)->next;
+    }
+    q->first = *at;
+    *at = NULL;
+    if (!q->first)
+        q->last = &q->first;
+    return first;
+}
+
+static bool has_group(const struct samkv_queue *q)
+{
+    return q->first && (q->pressing > 0 || q->bytes >= SAMKV_GROUP_MAX_BYTES || q->ending);
+}
+
+/* Waits for something to do; with a removal that failed, for no longer than until it should be tried again. */
+static void wait_for_work(struct samkv_queue *q)
+{
+    if (!next_removal(q, true)) {
+        pthread_cond_wait(&q->work, &q->lock);
+        return;
+    }
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    until.tv_sec += RETRY_REMOVAL_S;
+    if (pthread_cond_timedwait(&q->work, &q->lock, &until) != 0)
+        for (struct samkv_claim *c = q->claims; c; c = c->next)
+            c->stuck = false;
+}
+
+static void *writer_main(void *arg)
+{
+    struct samkv_store *s = arg;
+    struct samkv_queue *q = &s->queue;
+    pthread_mutex_lock(&q->lock);
+    for (;;) {
+        struct samkv_job *group = has_group(q) ? take_group(q) : NULL;
+        if (!group && q->ending)
+            break;
+        if (!group && !next_removal(q, false)) {
+            wait_for_work(q);
+            continue;
+        }
+        pthread_mutex_unlock(&q->lock);
+        if (group) {
+            run_group(s, group);
+            finish_group(s, group);
+        }
+        struct samkv_error ignored; /* it is in the log */
+        bool idle;
+        enum samkv_status st = remove_next(s, false, &idle, &ignored);
+        (void)st;
+        pthread_mutex_lock(&q->lock);
+    }
+    pthread_mutex_unlock(&q->lock);
+    return NULL;
+}
+
+/* ------------------------------------------------------------------ callers' side */
+
+static void link_job(struct samkv_queue *q, struct samkv_job *job)
+{
+    job->next = NULL;
+    job->done = false;
+    *q->last = job;
+    q->last = &job->next;
+    q->bytes += job->bytes;
+    q->pressing += job->waits || job->wakes;
+    if (has_group(q))
+        pthread_cond_signal(&q->work);
+}
+
+enum samkv_status samkv_queue_call(struct samkv_store *s, struct samkv_job *job, struct samkv_error *err)
+{
+    struct samkv_queue *q = &s->queue;
+    job->waits = true;
+    pthread_mutex_lock(&q->lock);
+    link_job(q, job);
+    while (!job->done)
+        pthread_cond_wait(&q->changed, &q->lock);
+    pthread_mutex_unlock(&q->lock);
+    if (job->status != SAMKV_OK && job->status != SAMKV_NOT_FOUND && err)
+        *err = job->error;
+    return job->status;
+}
+
+void samkv_queue_push(struct samkv_store *s, struct samkv_job *job)
+{
+    struct samkv_queue *q = &s->queue;
+    job->waits = false;
+    pthread_mutex_lock(&q->lock);
+    /* One that is larger than the whole queue goes alone. */
+    while (q->bytes && q->bytes + job->bytes > SAMKV_QUEUE_MAX_BYTES) {
+        q->pressing++;
+        pthread_cond_signal(&q->work);
+        pthread_cond_wait(&q->changed, &q->lock);
+        q->pressing--;
+    }
+    link_job(q, job);
+    pthread_mutex_unlock(&q->lock);
+}
+
+enum samkv_status samkv_queue_run_now(struct samkv_store *s, struct samkv_job *job, struct samkv_error *err)
+{
+    assert(!s->queue.started);
+    return run_alone(s, job, err);
+}
+
+enum samkv_status samkv_queue_start(struct samkv_store *s, struct samkv_error *err)
+{
+    enum samkv_status st = samkv_thread_start(&s->queue.thread, "samkv-store", writer_main, s);
+    if (st != SAMKV_OK)
+        return samkv_fail(err, st, "no thread for the store's writer: raise the limit on threads");
+    s->queue.started = true;
+    return SAMKV_OK;
+}
+
+void samkv_queue_deinit(struct samkv_store *s)
+{
+    struct samkv_queue *q = &s->queue;
+    if (q->started) {
+        pthread_mutex_lock(&q->lock);
+        q->ending = true;
+        pthread_cond_signal(&q->work);
+        pthread_mutex_unlock(&q->lock);
+        pthread_join(q->thread, NULL);
+    }
+    while (q->claims) {
+        struct samkv_claim *claim = q->claims;
+        q->claims = claim->next;
+        free(claim);
+    }
+    pthread_cond_destroy(&q->work);
+    pthread_cond_destroy(&q->changed);
+    pthread_mutex_destroy(&q->lock);
+}
