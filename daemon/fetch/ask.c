@@ -202,7 +202,7 @@ static enum samkv_status tokenise_question(struct answer *a, struct samkv_models
     enum samkv_status status = samkv_snapshot_begin(store, &snapshot, a->err);
     if (status)
         return status;
-    status = samkv_collection_open(models, snapshot, r->fetch.collection, &collection, &engine, a->err);
+    status = samkv_spec_open(models, snapshot, r->fetch.collection, &collection, &engine, a->err);
     samkv_snapshot_end(snapshot);
     if (status)
         return status;

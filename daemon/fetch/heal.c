@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "daemon/base/log.h"
-#include "daemon/ingest/collection.h"
+#include "daemon/ingest/spec.h"
 #include "daemon/ingest/repair.h"
 
 /* The preamble first: documents are recomputed behind it. */
@@ -12,7 +12,7 @@ static enum samkv_status heal_preamble(struct samkv_models *models, struct samkv
                                        const char *name, uint64_t *repaired, struct samkv_error *err)
 {
     struct samkv_engine *engine;
-    enum samkv_status status = samkv_collection_open(models, snapshot, name, collection, &engine, err);
+    enum samkv_status status = samkv_spec_open(models, snapshot, name, collection, &engine, err);
     if (!status && collection->preamble_tokens)
         status = samkv_repair(models, store, name, &collection->preamble_key, repaired, err);
     return status;

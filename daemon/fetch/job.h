@@ -6,7 +6,7 @@
  *   open → plan → load → place → recompute → (seal | decode) → close
  */
 #include "daemon/fetch/fetch.h"
-#include "daemon/ingest/collection.h"
+#include "daemon/ingest/spec.h"
 #include "daemon/ingest/load.h"
 #include "daemon/samkv/select.h"
 #include "daemon/samkv/stage.h"

@@ -157,7 +157,7 @@ enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *job, struct samkv
     if (!status)
         status = samkv_snapshot_begin(store, &job->snapshot, err);
     if (!status)
-        status = samkv_collection_open(models, job->snapshot, request->collection, &job->collection, &engine, err);
+        status = samkv_spec_open(models, job->snapshot, request->collection, &job->collection, &engine, err);
     if (status)
         return status;
     job->engine = *engine;

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/ids.h"
-#include "daemon/ingest/collection.h"
+#include "daemon/ingest/spec.h"
 #include "daemon/ingest/run.h"
 #include "daemon/ingest/split.h"
 
@@ -223,7 +223,7 @@ static enum samkv_status open_collection(struct job *job, bool *exists, struct s
     enum samkv_status status = samkv_snapshot_begin(job->store, &snapshot, err);
     if (status)
         return status;
-    status = samkv_collection_resolve(job->models, snapshot, job->request, &job->collection, &engine, exists, err);
+    status = samkv_spec_resolve(job->models, snapshot, job->request, &job->collection, &engine, exists, err);
     samkv_snapshot_end(snapshot);
     if (!status) {
         job->engine = *engine;

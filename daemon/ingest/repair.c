@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/ingest/collection.h"
+#include "daemon/ingest/spec.h"
 #include "daemon/ingest/run.h"
 
 /* One document under repair. */
@@ -104,7 +104,7 @@ static enum samkv_status open_document(struct repair *r, struct samkv_models *mo
                                        const struct samkv_key *key, struct samkv_error *err)
 {
     struct samkv_engine *engine;
-    enum samkv_status status = samkv_collection_open(models, r->snapshot, collection, &r->collection, &engine, err);
+    enum samkv_status status = samkv_spec_open(models, r->snapshot, collection, &r->collection, &engine, err);
     if (status)
         return status;
     r->engine = *engine;

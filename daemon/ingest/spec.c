@@ -1,4 +1,4 @@
-#include "daemon/ingest/collection.h"
+#include "daemon/ingest/spec.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,9 +11,8 @@ static const char *name_of(const char *collection)
     return collection && *collection ? collection : SAMKV_DEFAULT_COLLECTION;
 }
 
-enum samkv_status samkv_collection_open(struct samkv_models *models, struct samkv_snapshot *snapshot, const char *name,
-                                        struct samkv_collection *out, struct samkv_engine **engine,
-                                        struct samkv_error *err)
+enum samkv_status samkv_spec_open(struct samkv_models *models, struct samkv_snapshot *snapshot, const char *name,
+                                  struct samkv_collection *out, struct samkv_engine **engine, struct samkv_error *err)
 {
     name = name_of(name);
     enum samkv_status status = samkv_snapshot_collection(snapshot, name, out, err);
@@ -188,11 +187,11 @@ static enum samkv_status compare(struct samkv_models *models, const struct samkv
     return status;
 }
 
-enum samkv_status samkv_collection_resolve(struct samkv_models *models, struct samkv_snapshot *snapshot,
-                                           const struct samkv_ingest_request *r, struct samkv_collection *out,
-                                           struct samkv_engine **engine, bool *exists, struct samkv_error *err)
+enum samkv_status samkv_spec_resolve(struct samkv_models *models, struct samkv_snapshot *snapshot,
+                                     const struct samkv_ingest_request *r, struct samkv_collection *out,
+                                     struct samkv_engine **engine, bool *exists, struct samkv_error *err)
 {
-    enum samkv_status status = samkv_collection_open(models, snapshot, r->collection, out, engine, err);
+    enum samkv_status status = samkv_spec_open(models, snapshot, r->collection, out, engine, err);
     *exists = status == SAMKV_OK;
     if (status == SAMKV_NOT_FOUND)
         status = make_new(models, r, out, engine, err);

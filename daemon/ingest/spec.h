@@ -11,16 +11,15 @@
 #define SAMKV_MAX_BLOCK_TOKENS 512
 
 /* The stored collection of this name with the model that it was made with. NOT_FOUND and MISMATCH say what to do. */
-enum samkv_status samkv_collection_open(struct samkv_models *, struct samkv_snapshot *, const char *name,
-                                        struct samkv_collection *out, struct samkv_engine **engine,
-                                        struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_spec_open(struct samkv_models *, struct samkv_snapshot *, const char *name,
+                                  struct samkv_collection *out, struct samkv_engine **engine,
+                                  struct samkv_error *) SAMKV_MUST_USE;
 
 /*
  * The collection of an ingest. *exists says whether it is stored and the request asks for nothing else; otherwise it
  * must be put (which compares). is_text: the document is text (then a new collection without a preamble gets the
  * tokenizer's BOS, if it puts one in front). The caller deinits out.
  */
-enum samkv_status samkv_collection_resolve(struct samkv_models *, struct samkv_snapshot *,
-                                           const struct samkv_ingest_request *, struct samkv_collection *out,
-                                           struct samkv_engine **engine, bool *exists,
-                                           struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_spec_resolve(struct samkv_models *, struct samkv_snapshot *,
+                                     const struct samkv_ingest_request *, struct samkv_collection *out,
+                                     struct samkv_engine **engine, bool *exists, struct samkv_error *) SAMKV_MUST_USE;
