@@ -242,10 +242,8 @@ static void pump(struct samkv_session *s, uint64_t now_ms)
 /* One receive; true when there may be more. */
 static bool receive(struct samkv_session *s, uint64_t now_ms)
 {
-    int fd = -1;
-    ssize_t n = samkv_socket_receive(s->fd, s->received, sizeof s->received, &fd);
-    if (fd >= 0)
-        close(fd); /* no request takes one */
+    /* No request takes an fd: without a place for it the kernel drops what is passed. */
+    ssize_t n = samkv_socket_receive(s->fd, s->received, sizeof s->received, NULL);
     if (n == -EAGAIN || n == -EWOULDBLOCK)
         return false;
     if (n <= 0) {
