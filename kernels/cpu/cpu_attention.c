@@ -1,0 +1,39 @@
+/*
+ * Attention: (KV head, query tile) tasks dealt to threads. The query heads of a group are rows of one tile, so that
+ * each key and value is read once for all of them.
+ */
+#include "kernels/cpu/cpu.h"
+
+#include <assert.h>
+#include <omp.h>
+
+void samkv_cpu_attention(struct samkv_stream *stream, const struct samkv_attention *a)
+{
+    assert(a->n >= 0 && a->kv_heads > 0 && a->heads % a->kv_heads == 0 && a->head_dim > 0);
+    assert(a->head_dim <= SAMKV_CPU_MAX_HEAD_DIM && a->ldq >= (size_t)a->heads * (size_t)a->head_dim);
+    if (a->n == 0 || samkv_cpu_stream_failed(stream))
+        return;
+    const struct samkv_cpu_device *cpu = samkv_cpu_of(stream);
+    int64_t rows = (int64_t)a->n * (a->heads / a->kv_heads);
+    int64_t tiles = (rows + SAMKV_CPU_ATTENTION_ROWS - 1) / SAMKV_CPU_ATTENTION_ROWS;
+    int64_t tasks = tiles * a->kv_heads;
+    int team = samkv_cpu_team(stream, (size_t)rows * (size_t)a->n_keys * (size_t)a->kv_heads);
+    size_t share = cpu->simd->attention_scratch(a->head_dim);
+    char *scratch = samkv_cpu_stream_scratch(stream, share * (size_t)team);
+    if (!scratch)
+        return;
+        /* Last tiles see most keys: they go first, so that what remains at the end is small. */
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
+    for (int64_t t = 0; t < tasks; t++) {
+        int64_t row0 = (tiles - 1 - t / a->kv_heads) * SAMKV_CPU_ATTENTION_ROWS;
+        int64_t left = rows - row0;
+        struct samkv_cpu_tile tile = {
+            .args = a,
+            .kv_head = (int)(t % a->kv_heads),
+            .row0 = (int)row0,
+            .rows = left < SAMKV_CPU_ATTENTION_ROWS ? (int)left : SAMKV_CPU_ATTENTION_ROWS,
+            .scratch = (float *)(scratch + share * (size_t)omp_get_thread_num()),
+        };
+        cpu->simd->attention_tile(&tile);
+    }
+}

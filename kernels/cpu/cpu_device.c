@@ -1,0 +1,208 @@
+/* The CPU as a device: memory, streams, the operation table, and the choice of instruction set. */
+#include "kernels/cpu/cpu.h"
+
+#include <omp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALIGNMENT 64
+
+static enum samkv_status cpu_alloc(struct samkv_device *device, size_t bytes, void **out)
+{
+    (void)device;
+    *out = NULL;
+    if (bytes > PTRDIFF_MAX - ALIGNMENT)
+        return SAMKV_NO_MEMORY;
+    size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    *out = aligned_alloc(ALIGNMENT, rounded ? rounded : ALIGNMENT);
+    return *out ? SAMKV_OK : SAMKV_NO_MEMORY;
+}
+
+static void cpu_release(struct samkv_device *device, void *memory)
+{
+    (void)device;
+    free(memory);
+}
+
+static enum samkv_status stream_new(struct samkv_device *device, struct samkv_stream **out)
+{
+    struct samkv_cpu_stream *stream = calloc(1, sizeof *stream);
+    if (!stream)
+        return SAMKV_NO_MEMORY;
+    stream->base.device = device;
+    *out = &stream->base;
+    return SAMKV_OK;
+}
+
+static void stream_free(struct samkv_stream *base)
+{
+    struct samkv_cpu_stream *stream = (struct samkv_cpu_stream *)base;
+    if (!stream)
+        return;
+    free(stream->scratch);
+    free(stream);
+}
+
+void samkv_cpu_stream_fail(struct samkv_stream *base, enum samkv_status status, const char *why)
+{
+    struct samkv_cpu_stream *stream = (struct samkv_cpu_stream *)base;
+    if (stream->failed)
+        return;
+    stream->failed = status;
+    snprintf(stream->why, sizeof stream->why, "%s", why);
+}
+
+bool samkv_cpu_stream_failed(const struct samkv_stream *base)
+{
+    return ((const struct samkv_cpu_stream *)base)->failed != SAMKV_OK;
+}
+
+void *samkv_cpu_stream_scratch(struct samkv_stream *base, size_t bytes)
+{
+    struct samkv_cpu_stream *stream = (struct samkv_cpu_stream *)base;
+    if (bytes <= stream->scratch_bytes)
+        return stream->scratch;
+    cpu_release(base->device, stream->scratch);
+    stream->scratch_bytes = 0;
+    if (cpu_alloc(base->device, bytes, &stream->scratch) != SAMKV_OK) {
+        samkv_cpu_stream_fail(base, SAMKV_NO_MEMORY, "no memory for the work space of an operation");
+        return NULL;
+    }
+    stream->scratch_bytes = bytes;
+    return stream->scratch;
+}
+
+static void transfer(struct samkv_stream *stream, void *dst, const void *src, size_t bytes)
+{
+    if (bytes && !samkv_cpu_stream_failed(stream))
+        memmove(dst, src, bytes);
+}
+
+static void zero(struct samkv_stream *stream, void *dst, size_t bytes)
+{
+    if (bytes && !samkv_cpu_stream_failed(stream))
+        memset(dst, 0, bytes);
+}
+
+static enum samkv_status sync_stream(struct samkv_stream *base, struct samkv_error *err)
+{
+    struct samkv_cpu_stream *stream = (struct samkv_cpu_stream *)base;
+    enum samkv_status status = stream->failed;
+    stream->failed = SAMKV_OK;
+    return status == SAMKV_OK ? SAMKV_OK : samkv_fail(err, status, "cpu: %s", stream->why);
+}
+
+static void device_free(struct samkv_device *device)
+{
+    free(device);
+}
+
+static const struct samkv_ops cpu_ops = {
+    .alloc = cpu_alloc,
+    .release = cpu_release,
+    .host_alloc = cpu_alloc,
+    .host_release = cpu_release,
+    .stream_new = stream_new,
+    .stream_free = stream_free,
+    .upload = transfer,
+    .download = transfer,
+    .copy = transfer,
+    .zero = zero,
+    .sync = sync_stream,
+    .device_free = device_free,
+    .embed = samkv_cpu_embed,
+    .rmsnorm = samkv_cpu_rmsnorm,
+    .head_norm = samkv_cpu_head_norm,
+    .matmul = samkv_cpu_matmul,
+    .rope_table = samkv_cpu_rope_table,
+    .rope = samkv_cpu_rope,
+    .attention = samkv_cpu_attention,
+    .swiglu = samkv_cpu_swiglu,
+    .kv_write = samkv_cpu_kv_write,
+    .place = samkv_cpu_place,
+    .gather = samkv_cpu_gather,
+    .convert = samkv_cpu_convert,
+    .segment_mean = samkv_cpu_segment_mean,
+    .rope_f32 = samkv_cpu_rope_f32,
+    .block_scores = samkv_cpu_block_scores,
+};
+
+#if defined(__x86_64__)
+static bool has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+static bool has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+#endif
+
+static bool has_portable(void)
+{
+    return true;
+}
+
+/* Best first. */
+static const struct {
+    const struct samkv_cpu_simd *simd;
+    bool (*usable)(void);
+} instruction_sets[] = {
+#if defined(__x86_64__)
+    {&samkv_cpu_simd_avx512, has_avx512},
+    {&samkv_cpu_simd_avx2, has_avx2},
+#endif
+    {&samkv_cpu_simd_portable, has_portable},
+};
+
+#define INSTRUCTION_SETS (sizeof instruction_sets / sizeof *instruction_sets)
+
+/*
+ * The best set that this processor has. SAMKV_CPU_ISA=avx2 or portable in the environment takes a lesser one, so
+ * that one machine can test all of them; a name that is unknown or not usable here changes nothing.
+ */
+static const struct samkv_cpu_simd *choose_simd(void)
+{
+    const char *wanted = getenv("SAMKV_CPU_ISA");
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+#endif
+    for (size_t i = 0; wanted && i < INSTRUCTION_SETS; i++)
+        if (!strcmp(wanted, instruction_sets[i].simd->name) && instruction_sets[i].usable())
+            return instruction_sets[i].simd;
+    for (size_t i = 0; i + 1 < INSTRUCTION_SETS; i++)
+        if (instruction_sets[i].usable())
+            return instruction_sets[i].simd;
+    return &samkv_cpu_simd_portable;
+}
+
+static int usable_processors(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0)
+        return CPU_COUNT(&set);
+    return omp_get_num_procs(); /* more processors than the fixed set can say */
+}
+
+enum samkv_status samkv_cpu_device_new(int threads, struct samkv_device **out, struct samkv_error *err)
+{
+    *out = NULL;
+    if (threads < 0 || threads > 4096)
+        return samkv_fail(err, SAMKV_INVALID, "%d threads: give 0 (all processors) to 4096", threads);
+    struct samkv_cpu_device *device = calloc(1, sizeof *device);
+    if (!device)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a device");
+    device->threads = threads ? threads : usable_processors();
+    device->simd = choose_simd();
+    device->base.ops = &cpu_ops;
+    device->base.dtype = SAMKV_F32;
+    device->base.unified = true;
+    snprintf(device->base.name, sizeof device->base.name, "cpu (%s, %d thread%s)", device->simd->name, device->threads,
+             device->threads == 1 ? "" : "s");
+    *out = &device->base;
+    return SAMKV_OK;
+}
