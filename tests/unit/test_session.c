@@ -1,0 +1,861 @@
+#include <check.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "daemon/net/message.h"
+#include "daemon/net/session.h"
+
+/* ------------------------------------------------------------------ a session, its host and its client */
+
+struct seen {
+    struct samkv_frame frame;
+    size_t charge, count;
+    uint8_t first; /* byte of the payload */
+};
+
+struct fixture {
+    struct samkv_session *session;
+    struct samkv_session_host host;
+    struct samkv_metrics metrics;
+    struct samkv_budget budget;
+    struct seen seen[200];
+    size_t seen_count;
+    bool refuse; /* the host answers BUSY at once */
+    int client;
+};
+
+static void on_request(void *arg, struct samkv_session *session, const struct samkv_frame *frame,
+                       struct samkv_buffer *payload, size_t charge)
+{
+    struct fixture *f = arg;
+    ck_assert_uint_lt(f->seen_count, 200);
+    f->seen[f->seen_count++] = (struct seen){*frame, charge, payload->count, payload->count ? payload->data[0] : 0};
+    samkv_buffer_deinit(payload);
+    if (f->refuse) {
+        struct samkv_error err;
+        samkv_fail(&err, SAMKV_BUSY, "not now, try again");
+        samkv_session_fail(session, frame, charge, &err, 0);
+    }
+}
+
+static void open_session(struct fixture *f)
+{
+    int pair[2];
+    memset(f, 0, sizeof *f);
+    f->budget.limit = 100u << 20;
+    f->host = (struct samkv_session_host){on_request, f, &f->metrics, &f->budget};
+    ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
+    f->client = pair[1];
+    f->session = malloc(sizeof *f->session);
+    samkv_session_init(f->session, pair[0], &f->host, 0);
+    samkv_log_set_level(SAMKV_LOG_ERROR);
+}
+
+static void close_session(struct fixture *f)
+{
+    samkv_session_deinit(f->session);
+    ck_assert_uint_eq(f->budget.used, 0); /* whatever happened, nothing is owed */
+    free(f->session);
+    if (f->client >= 0)
+        close(f->client);
+}
+
+static size_t make_frame(uint8_t *out, uint16_t type, uint16_t flags, uint64_t id, const void *payload, uint32_t count)
+{
+    const struct samkv_frame frame = {count, type, flags, id};
+    samkv_frame_encode(&frame, out);
+    if (count)
+        memcpy(out + SAMKV_FRAME_HEADER_BYTES, payload, count);
+    return SAMKV_FRAME_HEADER_BYTES + count;
+}
+
+/* Like make_frame for a HELLO with these fields. */
+static size_t make_hello(uint8_t *out, const char *magic, uint32_t from, uint32_t to)
+{
+    uint8_t payload[200];
+    Samkv__Hello hello = SAMKV__HELLO__INIT;
+    hello.magic.data = (uint8_t *)magic;
+    hello.magic.len = strlen(magic);
+    hello.version_min = from;
+    hello.version_max = to;
+    hello.agent = "test/1\x1b[2J";
+    return make_frame(out, SAMKV_TYPE_HELLO, 0, 1, payload, (uint32_t)samkv__hello__pack(&hello, payload));
+}
+
+static void client_sends(struct fixture *f, const void *bytes, size_t count)
+{
+    if (send(f->client, bytes, count, MSG_NOSIGNAL) != (ssize_t)count) /* ck_assert is slow in long loops */
+        ck_abort_msg("the session does not read");
+    samkv_session_on_readable(f->session, 0);
+}
+
+static void client_sends_frame(struct fixture *f, uint16_t type, uint64_t id, const void *payload, uint32_t count)
+{
+    uint8_t bytes[5000];
+    client_sends(f, bytes, make_frame(bytes, type, 0, id, payload, count));
+}
+
+/* The next frame at the client; its payload in `payload`. False when there is none. */
+static bool client_reads(struct fixture *f, struct samkv_frame *frame, uint8_t payload[1000])
+{
+    uint8_t header[SAMKV_FRAME_HEADER_BYTES];
+    if (recv(f->client, header, sizeof header, 0) != sizeof header)
+        return false;
+    ck_assert_int_eq(samkv_frame_decode(header, frame), SAMKV_OK);
+    ck_assert_uint_le(frame->payload_bytes, 1000);
+    if (frame->payload_bytes)
+        ck_assert_int_eq(recv(f->client, payload, frame->payload_bytes, 0), (ssize_t)frame->payload_bytes);
+    return true;
+}
+
+static void expect_error(struct fixture *f, uint16_t type, uint64_t id, enum samkv_status status)
+{
+    struct samkv_frame frame;
+    uint8_t payload[1000];
+    ck_assert(client_reads(f, &frame, payload));
+    ck_assert_uint_eq(frame.type, type);
+    ck_assert_uint_eq(frame.request_id, id);
+    ck_assert_uint_eq(frame.flags, SAMKV_FLAG_REPLY | SAMKV_FLAG_ERROR);
+    Samkv__Error *error = samkv__error__unpack(NULL, frame.payload_bytes, payload);
+    ck_assert_ptr_nonnull(error);
+    ck_assert_uint_eq(error->status, status);
+    ck_assert_uint_gt(strlen(error->message), 10);
+    ck_assert_ptr_null(strchr(error->message, '\n'));
+    samkv__error__free_unpacked(error, NULL);
+}
+
+/* The session is over and the client sees the end once its owner lets it go. */
+static void expect_end(struct fixture *f)
+{
+    char byte;
+    ck_assert_int_eq(f->session->state, SAMKV_SESSION_CLOSED);
+    ck_assert_int_eq(samkv_session_wants(f->session), 0);
+    samkv_session_deinit(f->session);
+    ck_assert_int_le(recv(f->client, &byte, 1, 0), 0);
+}
+
+static void greet(struct fixture *f)
+{
+    uint8_t bytes[300], payload[1000];
+    struct samkv_frame frame;
+    client_sends(f, bytes, make_hello(bytes, "samkv", 1, 1));
+    ck_assert_int_eq(f->session->state, SAMKV_SESSION_READY);
+    ck_assert(client_reads(f, &frame, payload));
+    ck_assert_uint_eq(frame.flags, SAMKV_FLAG_REPLY);
+}
+
+/* The host's last reply to a request that it saw. */
+static void answer(struct fixture *f, size_t which, int fd, uint64_t now_ms)
+{
+    struct samkv_outgoing *frame;
+    const Samkv__IngestReply message = SAMKV__INGEST_REPLY__INIT;
+    ck_assert_int_eq(samkv_message_frame(&f->seen[which].frame, SAMKV_FLAG_REPLY, &message.base, fd, &frame, NULL),
+                     SAMKV_OK);
+    frame->last = true;
+    frame->charge = f->seen[which].charge;
+    samkv_session_send(f->session, frame, now_ms);
+}
+
+static int open_fds(void)
+{
+    int count = 0;
+    DIR *dir = opendir("/proc/self/fd");
+    while (readdir(dir))
+        count++;
+    closedir(dir);
+    return count;
+}
+
+/* ------------------------------------------------------------------ the parser alone */
+
+START_TEST(bytes_may_come_in_any_pieces)
+{
+    for (size_t piece = 1; piece < 40; piece++) {
+        struct samkv_budget budget = {.limit = 1u << 20};
+        struct samkv_input in;
+        uint8_t bytes[400], text[100];
+        memset(text, 'x', sizeof text);
+        size_t count = make_frame(bytes, SAMKV_TYPE_HELLO, 0, 1, "h", 1), frames = 0;
+        count += make_frame(bytes + count, SAMKV_TYPE_PING, 0, 2, NULL, 0);
+        count += make_frame(bytes + count, SAMKV_TYPE_INGEST, 0, 3, text, 99);
+        count += make_frame(bytes + count, SAMKV_TYPE_LIST, 0, 4, text, 1);
+        const uint32_t sizes[] = {1, 0, 99, 1};
+        samkv_input_init(&in, &budget);
+        for (size_t at = 0; at < count;) {
+            struct samkv_frame frame;
+            struct samkv_buffer payload;
+            size_t used, n = count - at < piece ? count - at : piece;
+            enum samkv_input_event event = samkv_input_feed(&in, bytes + at, n, &used, &frame, &payload, NULL);
+            at += used;
+            if (event == SAMKV_INPUT_MORE) {
+                ck_assert_uint_eq(used, n);
+                continue;
+            }
+            ck_assert_int_eq(event, SAMKV_INPUT_FRAME);
+            ck_assert_uint_eq(frame.request_id, ++frames);
+            ck_assert_uint_eq(payload.count, sizes[frames - 1]);
+            samkv_budget_give(&budget, payload.capacity);
+            samkv_buffer_deinit(&payload);
+            in.greeted = true;
+        }
+        ck_assert_uint_eq(frames, 4);
+        ck_assert(!samkv_input_midway(&in));
+        samkv_input_deinit(&in);
+        ck_assert_uint_eq(budget.used, 0);
+    }
+}
+END_TEST
+
+/* One header, then bytes of payload; what the parser says to the last of them. */
+static enum samkv_input_event feed_claim(struct samkv_input *in, uint32_t claimed, size_t sent, struct samkv_error *err)
+{
+    uint8_t header[SAMKV_FRAME_HEADER_BYTES], *zeros = calloc(1, sent + 1);
+    struct samkv_frame frame;
+    struct samkv_buffer payload = {0};
+    size_t used;
+    const struct samkv_frame claim = {claimed, SAMKV_TYPE_INGEST, 0, 9};
+    samkv_frame_encode(&claim, header);
+    enum samkv_input_event event = samkv_input_feed(in, header, sizeof header, &used, &frame, &payload, err);
+    if (event == SAMKV_INPUT_MORE && sent)
+        event = samkv_input_feed(in, zeros, sent, &used, &frame, &payload, err);
+    samkv_budget_give(in->budget, payload.capacity);
+    samkv_buffer_deinit(&payload);
+    free(zeros);
+    return event;
+}
+
+START_TEST(a_claim_takes_no_memory)
+{
+    struct samkv_budget budget = {.limit = 1u << 30};
+    struct samkv_input in;
+    samkv_input_init(&in, &budget);
+    in.greeted = true;
+    ck_assert_int_eq(feed_claim(&in, SAMKV_MAX_FRAME_BYTES, 0, NULL), SAMKV_INPUT_MORE);
+    ck_assert_uint_eq(in.payload.capacity, 0);
+    samkv_input_deinit(&in);
+    samkv_input_init(&in, &budget);
+    in.greeted = true;
+    ck_assert_int_eq(feed_claim(&in, SAMKV_MAX_FRAME_BYTES, 10001, NULL), SAMKV_INPUT_MORE);
+    ck_assert_uint_le(in.payload.capacity, 2 * 10001);
+    ck_assert_uint_eq(budget.used, in.payload.capacity);
+    samkv_input_deinit(&in);
+    ck_assert_uint_eq(budget.used, 0);
+}
+END_TEST
+
+/* Feeds all; returns the events other than MORE as letters. */
+static void feed_all(struct samkv_input *in, const uint8_t *bytes, size_t count, char *events)
+{
+    while (count) {
+        struct samkv_frame frame;
+        struct samkv_buffer payload;
+        struct samkv_error err;
+        size_t used;
+        enum samkv_input_event event = samkv_input_feed(in, bytes, count, &used, &frame, &payload, &err);
+        bytes += used;
+        count -= used;
+        if (event == SAMKV_INPUT_FRAME) {
+            samkv_budget_give(in->budget, payload.capacity);
+            samkv_buffer_deinit(&payload);
+        }
+        if (event != SAMKV_INPUT_MORE)
+            *events++ = " FR!"[event];
+        *events = 0;
+        if (event == SAMKV_INPUT_BROKEN)
+            return;
+    }
+}
+
+START_TEST(too_large_is_dropped_and_the_stream_goes_on)
+{
+    struct samkv_budget budget = {.limit = 1u << 30};
+    struct samkv_input in;
+    char events[8];
+    size_t large = (size_t)SAMKV_MAX_FRAME_BYTES + 1, total = large + 2 * SAMKV_FRAME_HEADER_BYTES;
+    uint8_t *bytes = calloc(1, total);
+    const struct samkv_frame claim = {(uint32_t)large, SAMKV_TYPE_INGEST, 0, 7};
+    samkv_frame_encode(&claim, bytes);
+    make_frame(bytes + SAMKV_FRAME_HEADER_BYTES + large, SAMKV_TYPE_PING, 0, 8, NULL, 0);
+    samkv_input_init(&in, &budget);
+    in.greeted = true;
+    feed_all(&in, bytes, total, events);
+    ck_assert_str_eq(events, "RF");
+    ck_assert_uint_eq(budget.used, 0);
+    samkv_input_deinit(&in);
+    free(bytes);
+}
+END_TEST
+
+START_TEST(without_budget_a_request_is_busy_and_dropped)
+{
+    struct samkv_budget budget = {.used = 0, .limit = 10000};
+    struct samkv_input in;
+    struct samkv_error err;
+    char events[8];
+    uint8_t rest[20000 - 12000 + SAMKV_FRAME_HEADER_BYTES] = {0};
+    samkv_input_init(&in, &budget);
+    in.greeted = true;
+    ck_assert_int_eq(feed_claim(&in, 20000, 12000, &err), SAMKV_INPUT_REFUSED);
+    ck_assert_int_eq(err.status, SAMKV_BUSY);
+    ck_assert_uint_eq(budget.used, 0);
+    ck_assert(samkv_input_midway(&in));
+    /* feed_claim's bytes after the refusal were not taken: the whole payload is still to come */
+    uint8_t *payload = calloc(1, 20000);
+    feed_all(&in, payload, 20000, events);
+    ck_assert_str_eq(events, "");
+    ck_assert(!samkv_input_midway(&in));
+    feed_all(&in, rest, make_frame(rest, SAMKV_TYPE_PING, 0, 8, NULL, 0), events);
+    ck_assert_str_eq(events, "F");
+    free(payload);
+    samkv_input_deinit(&in);
+}
+END_TEST
+
+START_TEST(unknown_or_wrong_flags_break_it)
+{
+    const uint16_t flags[] = {SAMKV_FLAG_REPLY, SAMKV_FLAG_ERROR, SAMKV_FLAG_MORE, SAMKV_FLAG_FD, 16, 0x8000, 0xffff};
+    for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+        struct samkv_budget budget = {.limit = 1000};
+        struct samkv_input in;
+        char events[8];
+        uint8_t bytes[20];
+        samkv_input_init(&in, &budget);
+        in.greeted = true;
+        feed_all(&in, bytes, make_frame(bytes, SAMKV_TYPE_PING, flags[i], 1, NULL, 0), events);
+        ck_assert_str_eq(events, "!");
+        samkv_input_deinit(&in);
+    }
+}
+END_TEST
+
+/* ------------------------------------------------------------------ conversations */
+
+START_TEST(hello_then_ping)
+{
+    struct fixture f;
+    struct samkv_frame frame;
+    uint8_t bytes[300], payload[1000];
+    open_session(&f);
+    client_sends(&f, bytes, make_hello(bytes, "samkv", 0, 9));
+    ck_assert(client_reads(&f, &frame, payload));
+    Samkv__HelloReply *reply = samkv__hello_reply__unpack(NULL, frame.payload_bytes, payload);
+    ck_assert_ptr_nonnull(reply);
+    ck_assert_uint_eq(reply->version, SAMKV_PROTOCOL_VERSION);
+    ck_assert_uint_eq(reply->max_frame_bytes, SAMKV_MAX_FRAME_BYTES);
+    ck_assert_uint_eq(reply->max_in_flight, SAMKV_MAX_IN_FLIGHT);
+    samkv__hello_reply__free_unpacked(reply, NULL);
+    client_sends_frame(&f, SAMKV_TYPE_PING, 0xfedcba9876543210, NULL, 0);
+    ck_assert(client_reads(&f, &frame, payload));
+    ck_assert_uint_eq(frame.type, SAMKV_TYPE_PING);
+    ck_assert_uint_eq(frame.flags, SAMKV_FLAG_REPLY);
+    ck_assert_uint_eq(frame.request_id, 0xfedcba9876543210);
+    ck_assert_uint_eq(f.session->in_flight, 0);
+    ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_READ);
+    close_session(&f);
+}
+END_TEST
+
+static void expect_farewell(struct fixture *f, uint64_t id, enum samkv_status status)
+{
+    expect_error(f, SAMKV_TYPE_HELLO, id, status);
+    expect_end(f);
+    ck_assert_uint_eq(f->seen_count, 0);
+    ck_assert_uint_eq(f->budget.used, 0);
+    free(f->session);
+    close(f->client);
+}
+
+START_TEST(garbage_before_hello_gets_one_error_and_the_end)
+{
+    static const char http[] = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    struct fixture f;
+    uint8_t bytes[9000];
+    open_session(&f);
+    client_sends(&f, http, sizeof http);
+    expect_farewell(&f, 0, SAMKV_PROTOCOL);
+    open_session(&f); /* a request before HELLO */
+    client_sends(&f, bytes, make_frame(bytes, SAMKV_TYPE_PING, 0, 5, NULL, 0));
+    expect_farewell(&f, 0, SAMKV_PROTOCOL);
+    open_session(&f); /* a HELLO that claims too much */
+    const struct samkv_frame claim = {SAMKV_MAX_HELLO_BYTES + 1, SAMKV_TYPE_HELLO, 0, 5};
+    samkv_frame_encode(&claim, bytes);
+    client_sends(&f, bytes, SAMKV_FRAME_HEADER_BYTES);
+    expect_farewell(&f, 0, SAMKV_PROTOCOL);
+    open_session(&f); /* a HELLO that is no message */
+    client_sends(&f, bytes, make_frame(bytes, SAMKV_TYPE_HELLO, 0, 6, "\xff\xff\xff", 3));
+    expect_farewell(&f, 6, SAMKV_PROTOCOL);
+    open_session(&f); /* a HELLO to somebody else */
+    client_sends(&f, bytes, make_hello(bytes, "redis", 1, 1));
+    expect_farewell(&f, 1, SAMKV_PROTOCOL);
+}
+END_TEST
+
+START_TEST(other_versions_are_told)
+{
+    struct fixture f;
+    uint8_t bytes[300];
+    open_session(&f);
+    client_sends(&f, bytes, make_hello(bytes, "samkv", 2, 3));
+    expect_farewell(&f, 1, SAMKV_UNSUPPORTED);
+    open_session(&f);
+    client_sends(&f, bytes, make_hello(bytes, "samkv", 0, 0));
+    expect_farewell(&f, 1, SAMKV_UNSUPPORTED);
+}
+END_TEST
+
+START_TEST(hello_is_said_once)
+{
+    struct fixture f;
+    uint8_t bytes[300];
+    open_session(&f);
+    greet(&f);
+    client_sends(&f, bytes, make_hello(bytes, "samkv", 1, 1));
+    expect_farewell(&f, 1, SAMKV_PROTOCOL);
+}
+END_TEST
+
+START_TEST(garbage_after_hello_ends_it_too)
+{
+    struct fixture f;
+    uint8_t bytes[300];
+    memset(bytes, 0xee, sizeof bytes);
+    open_session(&f);
+    greet(&f);
+    client_sends(&f, bytes, sizeof bytes);
+    expect_farewell(&f, 0, SAMKV_PROTOCOL);
+}
+END_TEST
+
+START_TEST(requests_reach_the_host_and_answers_the_client)
+{
+    struct fixture f;
+    struct samkv_frame frame;
+    uint8_t payload[1000];
+    open_session(&f);
+    greet(&f);
+    client_sends_frame(&f, SAMKV_TYPE_INGEST, 21, "abc", 3);
+    client_sends_frame(&f, 777, 22, "", 0); /* types are the host's to judge */
+    ck_assert_uint_eq(f.seen_count, 2);
+    ck_assert_uint_eq(f.seen[0].frame.type, SAMKV_TYPE_INGEST);
+    ck_assert_uint_eq(f.seen[0].count, 3);
+    ck_assert_uint_eq(f.seen[0].first, 'a');
+    ck_assert_uint_eq(f.seen[1].frame.type, 777);
+    ck_assert_uint_eq(f.session->in_flight, 2);
+    ck_assert_uint_eq(f.budget.used, 3);
+    answer(&f, 0, -1, 0);
+    ck_assert(client_reads(&f, &frame, payload));
+    ck_assert_uint_eq(frame.request_id, 21);
+    ck_assert_uint_eq(f.session->in_flight, 1);
+    ck_assert_uint_eq(f.budget.used, 0);
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_refusal_answers_that_request_only)
+{
+    struct fixture f;
+    struct samkv_frame frame;
+    uint8_t payload[1000];
+    open_session(&f);
+    greet(&f);
+    f.refuse = true;
+    for (uint64_t id = 0; id < 150; id++) { /* more than may be in flight: each was answered */
+        client_sends_frame(&f, SAMKV_TYPE_FETCH, id, "q", 1);
+        expect_error(&f, SAMKV_TYPE_FETCH, id, SAMKV_BUSY);
+    }
+    ck_assert_uint_eq(f.session->in_flight, 0);
+    client_sends_frame(&f, SAMKV_TYPE_PING, 1, NULL, 0);
+    ck_assert(client_reads(&f, &frame, payload));
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_frame_too_large_is_answered_and_the_next_served)
+{
+    struct fixture f;
+    struct samkv_frame frame;
+    uint8_t payload[1000], *bytes = calloc(1, 1u << 16);
+    const struct samkv_frame claim = {SAMKV_MAX_FRAME_BYTES + 3, SAMKV_TYPE_FETCH, 0, 31};
+    open_session(&f);
+    greet(&f);
+    samkv_frame_encode(&claim, bytes);
+    client_sends(&f, bytes, SAMKV_FRAME_HEADER_BYTES);
+    expect_error(&f, SAMKV_TYPE_FETCH, 31, SAMKV_TOO_LARGE);
+    memset(bytes, 0, SAMKV_FRAME_HEADER_BYTES);
+    for (size_t left = claim.payload_bytes; left;) {
+        size_t n = left < (1u << 16) ? left : 1u << 16;
+        client_sends(&f, bytes, n);
+        left -= n;
+    }
+    client_sends_frame(&f, SAMKV_TYPE_PING, 32, NULL, 0);
+    ck_assert(client_reads(&f, &frame, payload));
+    ck_assert_uint_eq(frame.request_id, 32);
+    ck_assert_uint_eq(f.seen_count, 0);
+    close_session(&f);
+    free(bytes);
+}
+END_TEST
+
+START_TEST(no_more_than_the_agreed_requests_are_in_flight)
+{
+    struct fixture f;
+    uint8_t *bytes = malloc(150 * 17), *at = bytes;
+    for (uint64_t id = 0; id < 150; id++)
+        at += make_frame(at, SAMKV_TYPE_FETCH, 0, id, "q", 1);
+    open_session(&f);
+    greet(&f);
+    client_sends(&f, bytes, 150 * 17); /* all in one receive */
+    ck_assert_uint_eq(f.seen_count, SAMKV_MAX_IN_FLIGHT);
+    ck_assert_int_eq(samkv_session_wants(f.session), 0);
+    samkv_session_on_readable(f.session, 0);
+    ck_assert_uint_eq(f.seen_count, SAMKV_MAX_IN_FLIGHT);
+    for (size_t i = 0; i < 150; i++) { /* each answer lets one more in, in order */
+        answer(&f, i, -1, 0);
+        size_t expected = SAMKV_MAX_IN_FLIGHT + i + 1;
+        ck_assert_uint_eq(f.seen_count, expected < 150 ? expected : 150);
+        ck_assert_uint_eq(f.seen[i].frame.request_id, i);
+    }
+    ck_assert_uint_eq(f.session->in_flight, 0);
+    ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_READ);
+    close_session(&f);
+    free(bytes);
+}
+END_TEST
+
+START_TEST(bytes_of_requests_hold_back_reading)
+{
+    struct fixture f;
+    const size_t each = 33u << 20;
+    uint8_t *bytes = calloc(1, each + SAMKV_FRAME_HEADER_BYTES);
+    const struct samkv_frame claim = {(uint32_t)each, SAMKV_TYPE_INGEST, 0, 1};
+    open_session(&f);
+    greet(&f);
+    for (int i = 0; i < 2; i++) {
+        samkv_frame_encode(&claim, bytes);
+        for (size_t at = 0; at < each + SAMKV_FRAME_HEADER_BYTES; at += 1u << 16) {
+            size_t left = each + SAMKV_FRAME_HEADER_BYTES - at;
+            client_sends(&f, bytes + at, left < (1u << 16) ? left : 1u << 16);
+        }
+    }
+    ck_assert_uint_eq(f.seen_count, 2);
+    ck_assert_uint_ge(f.session->in_flight_bytes, SAMKV_SESSION_REQUEST_BYTES);
+    ck_assert_int_eq(samkv_session_wants(f.session), 0);
+    client_sends_frame(&f, SAMKV_TYPE_PING, 5, NULL, 0);
+    answer(&f, 0, -1, 0);
+    ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_READ);
+    close_session(&f);
+    free(bytes);
+}
+END_TEST
+
+/* ------------------------------------------------------------------ clients that behave badly */
+
+START_TEST(a_client_that_stops_reading_is_let_go)
+{
+    struct fixture f;
+    uint8_t ping[16 * 64];
+    for (int i = 0; i < 64; i++)
+        make_frame(ping + 16 * i, SAMKV_TYPE_PING, 0, (uint64_t)i, NULL, 0);
+    open_session(&f);
+    greet(&f);
+    /* It pings and never reads: until the socket is full, then until our queue is. */
+    while (samkv_session_wants(f.session) & SAMKV_SESSION_READ) {
+        if (send(f.client, ping, sizeof ping, MSG_NOSIGNAL | MSG_DONTWAIT) < 0)
+            ck_abort_msg("the session does not read although it wants to");
+        samkv_session_on_readable(f.session, 1000);
+    }
+    ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_WRITE);
+    ck_assert_uint_le(f.session->output.bytes, SAMKV_SESSION_OUTPUT_BYTES + SAMKV_SESSION_RECEIVE_BYTES);
+    samkv_session_on_tick(f.session, 1000 + SAMKV_SESSION_STALLED_MS - 1);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
+    samkv_session_on_tick(f.session, 1000 + SAMKV_SESSION_STALLED_MS);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_client_that_reads_again_is_served_on)
+{
+    struct fixture f;
+    uint8_t ping[16], sink[4096];
+    size_t sent = 0, received = 0;
+    open_session(&f);
+    greet(&f);
+    while (samkv_session_wants(f.session) & SAMKV_SESSION_READ) {
+        client_sends(&f, ping, make_frame(ping, SAMKV_TYPE_PING, 0, sent++, NULL, 0));
+    }
+    for (ssize_t n; received < sent * 16; received += (size_t)n) {
+        n = recv(f.client, sink, sizeof sink, 0);
+        if (n < 0) {
+            n = 0;
+            samkv_session_on_writable(f.session, 5);
+        }
+    }
+    ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_READ);
+    samkv_session_on_tick(f.session, 5 + 10 * SAMKV_SESSION_STALLED_MS); /* silence alone is no fault */
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_client_that_stops_half_way_is_let_go)
+{
+    struct fixture f;
+    uint8_t bytes[100];
+    open_session(&f);
+    greet(&f);
+    size_t count = make_frame(bytes, SAMKV_TYPE_FETCH, 0, 3, "abcdefgh", 8);
+    client_sends(&f, bytes, count - 3);
+    samkv_session_on_tick(f.session, SAMKV_SESSION_STALLED_MS - 1);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
+    samkv_session_on_tick(f.session, SAMKV_SESSION_STALLED_MS);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_client_that_says_nothing_is_let_go)
+{
+    struct fixture f;
+    open_session(&f);
+    samkv_session_on_tick(f.session, SAMKV_SESSION_HELLO_MS - 1);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_HELLO);
+    samkv_session_on_tick(f.session, SAMKV_SESSION_HELLO_MS);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_client_that_vanishes_ends_its_session)
+{
+    struct fixture f;
+    uint8_t bytes[100];
+    open_session(&f);
+    greet(&f);
+    client_sends(&f, bytes, make_frame(bytes, SAMKV_TYPE_FETCH, 0, 3, "abcdefgh", 8));
+    client_sends(&f, bytes, make_frame(bytes, SAMKV_TYPE_FETCH, 0, 3, "abcdefgh", 8) - 3);
+    close(f.client);
+    f.client = -1;
+    samkv_session_on_hangup(f.session, 0);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
+    answer(&f, 0, -1, 0); /* too late: dropped */
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_hangup_ends_it_also_while_nothing_is_read)
+{
+    struct fixture f;
+    open_session(&f);
+    greet(&f);
+    for (uint64_t id = 0; id < SAMKV_MAX_IN_FLIGHT; id++)
+        client_sends_frame(&f, SAMKV_TYPE_FETCH, id, "q", 1);
+    ck_assert_int_eq(samkv_session_wants(f.session), 0);
+    close(f.client);
+    f.client = -1;
+    samkv_session_on_hangup(f.session, 0);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(the_last_frames_go_out_before_the_end)
+{
+    struct fixture f;
+    uint8_t ping[16], sink[4096];
+    ssize_t n;
+    size_t received = 0, sent = 0;
+    open_session(&f);
+    greet(&f);
+    while (f.session->output.bytes < 1000) {
+        client_sends(&f, ping, make_frame(ping, SAMKV_TYPE_PING, 0, sent++, NULL, 0));
+    }
+    samkv_session_close(f.session, 10);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSING);
+    ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_WRITE);
+    while ((n = recv(f.client, sink, sizeof sink, 0)) > 0) {
+        received += (size_t)n;
+        samkv_session_on_writable(f.session, 11);
+    }
+    ck_assert_uint_eq(received, 16 * sent);
+    ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
+    close_session(&f);
+}
+END_TEST
+
+/* ------------------------------------------------------------------ fds and memory */
+
+START_TEST(an_fd_goes_with_its_frame_and_not_twice)
+{
+    struct fixture f;
+    int before = open_fds();
+    open_session(&f);
+    greet(&f);
+    client_sends_frame(&f, SAMKV_TYPE_FETCH, 3, "q", 1);
+    int memory = memfd_create("test", MFD_CLOEXEC), fd = -1;
+    ck_assert_int_eq(write(memory, "kept", 4), 4);
+    answer(&f, 0, memory, 0);
+    uint8_t header[SAMKV_FRAME_HEADER_BYTES];
+    char text[5] = "";
+    struct samkv_frame frame;
+    ck_assert_int_eq(samkv_socket_receive(f.client, header, sizeof header, &fd), (ssize_t)sizeof header);
+    ck_assert_int_eq(samkv_frame_decode(header, &frame), SAMKV_OK);
+    ck_assert_uint_eq(frame.flags, SAMKV_FLAG_REPLY | SAMKV_FLAG_FD);
+    ck_assert_int_eq(pread(fd, text, 4, 0), 4);
+    ck_assert_str_eq(text, "kept");
+    close(fd);
+    /* One that is never sent is closed with its session. */
+    client_sends_frame(&f, SAMKV_TYPE_FETCH, 4, "q", 1);
+    samkv_session_close(f.session, 0);
+    answer(&f, 1, memfd_create("test", MFD_CLOEXEC), 0);
+    close_session(&f);
+    ck_assert_int_eq(open_fds(), before);
+}
+END_TEST
+
+START_TEST(fds_of_clients_are_dropped)
+{
+    struct fixture f;
+    uint8_t bytes[16];
+    struct samkv_frame frame;
+    uint8_t payload[1000];
+    open_session(&f);
+    greet(&f);
+    int before = open_fds();
+    for (int i = 0; i < 20; i++) {
+        size_t count = make_frame(bytes, SAMKV_TYPE_PING, 0, 1, NULL, 0);
+        ck_assert_int_eq(samkv_socket_send(f.client, bytes, count, STDERR_FILENO), (ssize_t)count);
+        samkv_session_on_readable(f.session, 0);
+        ck_assert(client_reads(&f, &frame, payload));
+    }
+    ck_assert_int_eq(open_fds(), before);
+    close_session(&f);
+}
+END_TEST
+
+START_TEST(a_message_of_many_parts_does_not_explode)
+{
+    struct samkv_buffer payload = {0};
+    struct samkv_unpacked unpacked;
+    struct samkv_error err;
+    ck_assert_int_eq(samkv_buffer_resize(&payload, 2000000), SAMKV_OK);
+    for (payload.count = 0; payload.count < 2000000; payload.count += 2) /* ids = "" */
+        memcpy(payload.data + payload.count, "\x12\x00", 2);
+    ck_assert_int_eq(samkv_message_unpack(&samkv__fetch_request__descriptor, &payload, &unpacked, &err),
+                     SAMKV_TOO_LARGE);
+    payload.count = 2 * 10000;
+    ck_assert_int_eq(samkv_message_unpack(&samkv__fetch_request__descriptor, &payload, &unpacked, &err), SAMKV_OK);
+    ck_assert_uint_eq(((Samkv__FetchRequest *)unpacked.message)->n_ids, 10000);
+    samkv_message_free(&unpacked);
+    payload.data[2 * 10000 - 1] = 0x7f; /* a string longer than the message */
+    ck_assert_int_eq(samkv_message_unpack(&samkv__fetch_request__descriptor, &payload, &unpacked, &err), SAMKV_INVALID);
+    samkv_buffer_deinit(&payload);
+}
+END_TEST
+
+/* A query as large as a frame may be still fits: token ids take one byte there and four here. */
+START_TEST(long_token_lists_are_unpacked)
+{
+    struct samkv_buffer payload = {0};
+    struct samkv_unpacked unpacked;
+    struct samkv_error err;
+    const size_t tokens = 3000000;
+    uint8_t head[] = {0x22, 0, 0, 0, 0, 0x0a, 0, 0, 0, 0}; /* query_tokens { ids: packed } */
+    for (size_t i = 0, inner = tokens, outer = tokens + 5; i < 4; i++, inner >>= 7, outer >>= 7) {
+        head[1 + i] = (uint8_t)((outer & 0x7f) | (i < 3 ? 0x80 : 0));
+        head[6 + i] = (uint8_t)((inner & 0x7f) | (i < 3 ? 0x80 : 0));
+    }
+    ck_assert_int_eq(samkv_buffer_append(&payload, head, sizeof head), SAMKV_OK);
+    ck_assert_int_eq(samkv_buffer_resize(&payload, payload.count + tokens), SAMKV_OK);
+    memset(payload.data + payload.count, 5, tokens);
+    payload.count += tokens;
+    ck_assert_int_eq(samkv_message_unpack(&samkv__fetch_request__descriptor, &payload, &unpacked, &err), SAMKV_OK);
+    ck_assert_uint_eq(((Samkv__FetchRequest *)unpacked.message)->query_tokens->n_ids, tokens);
+    samkv_message_free(&unpacked);
+    samkv_buffer_deinit(&payload);
+}
+END_TEST
+
+/* Random bytes, often behind a good start: nothing but errors may come of it, and nothing may be left. */
+START_TEST(random_bytes)
+{
+    unsigned seed = (unsigned)_i * 7919 + 1;
+    struct fixture f;
+    uint8_t bytes[600];
+    open_session(&f);
+    f.refuse = true;
+    if (_i % 4)
+        greet(&f);
+    for (int round = 0; round < 40 && f.session->state < SAMKV_SESSION_CLOSED && f.seen_count < 150; round++) {
+        size_t count = (size_t)(rand_r(&seed) % 500) + 1;
+        for (size_t i = 0; i < count; i++)
+            bytes[i] = (uint8_t)rand_r(&seed);
+        if (_i % 2 && count > 16) { /* a header that may pass */
+            const struct samkv_frame frame = {(uint32_t)rand_r(&seed) % 700, (uint16_t)(rand_r(&seed) % 12),
+                                              rand_r(&seed) % 16 ? 0 : (uint16_t)rand_r(&seed), 4};
+            samkv_frame_encode(&frame, bytes);
+        }
+        if (send(f.client, bytes, count, MSG_NOSIGNAL) < 0)
+            break;
+        samkv_session_on_readable(f.session, 0);
+        ck_assert_uint_le(f.session->in_flight, SAMKV_MAX_IN_FLIGHT);
+        while (recv(f.client, bytes, sizeof bytes, 0) > 0)
+            ;
+    }
+    close_session(&f);
+}
+END_TEST
+
+static TCase *conversations(void)
+{
+    TCase *tc = tcase_create("conversations");
+    tcase_add_test(tc, hello_then_ping);
+    tcase_add_test(tc, garbage_before_hello_gets_one_error_and_the_end);
+    tcase_add_test(tc, other_versions_are_told);
+    tcase_add_test(tc, hello_is_said_once);
+    tcase_add_test(tc, garbage_after_hello_ends_it_too);
+    tcase_add_test(tc, requests_reach_the_host_and_answers_the_client);
+    tcase_add_test(tc, a_refusal_answers_that_request_only);
+    tcase_add_test(tc, a_frame_too_large_is_answered_and_the_next_served);
+    tcase_add_test(tc, no_more_than_the_agreed_requests_are_in_flight);
+    tcase_add_test(tc, bytes_of_requests_hold_back_reading);
+    tcase_add_test(tc, a_client_that_stops_reading_is_let_go);
+    tcase_add_test(tc, a_client_that_reads_again_is_served_on);
+    tcase_add_test(tc, a_client_that_stops_half_way_is_let_go);
+    tcase_add_test(tc, a_client_that_says_nothing_is_let_go);
+    tcase_add_test(tc, a_client_that_vanishes_ends_its_session);
+    tcase_add_test(tc, a_hangup_ends_it_also_while_nothing_is_read);
+    tcase_add_test(tc, the_last_frames_go_out_before_the_end);
+    tcase_add_loop_test(tc, random_bytes, 0, 200);
+    tcase_set_timeout(tc, 60);
+    return tc;
+}
+
+int main(void)
+{
+    Suite *suite = suite_create("session");
+    TCase *tc = tcase_create("input");
+    tcase_set_timeout(tc, 60);
+    tcase_add_test(tc, bytes_may_come_in_any_pieces);
+    tcase_add_test(tc, a_claim_takes_no_memory);
+    tcase_add_test(tc, too_large_is_dropped_and_the_stream_goes_on);
+    tcase_add_test(tc, without_budget_a_request_is_busy_and_dropped);
+    tcase_add_test(tc, unknown_or_wrong_flags_break_it);
+    tcase_add_test(tc, an_fd_goes_with_its_frame_and_not_twice);
+    tcase_add_test(tc, fds_of_clients_are_dropped);
+    tcase_add_test(tc, a_message_of_many_parts_does_not_explode);
+    tcase_add_test(tc, long_token_lists_are_unpacked);
+    suite_add_tcase(suite, tc);
+    suite_add_tcase(suite, conversations());
+    SRunner *runner = srunner_create(suite);
+    srunner_run_all(runner, CK_NORMAL);
+    int failed = srunner_ntests_failed(runner);
+    srunner_free(runner);
+    return failed == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
+}
