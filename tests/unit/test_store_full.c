@@ -1,0 +1,161 @@
+#include "tests/unit/store_fixture.h"
+
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+
+static struct fixture_directory dir;
+static struct samkv_store *store;
+static struct samkv_error err;
+
+static const struct samkv_kv_shape shape = {4, 4, 32, SAMKV_F32};
+
+static void setup(void)
+{
+    signal(SIGXFSZ, SIG_IGN);
+    fixture_directory_make(&dir);
+}
+
+static void teardown(void)
+{
+    samkv_store_close(store);
+    fixture_directory_remove(&dir);
+}
+
+static struct fixture_document document(uint32_t seed)
+{
+    struct fixture_document d;
+    fixture_document_make(&d, seed, shape, 64, 16); /* 256 KiB of which little compresses */
+    return d;
+}
+
+/* Ingests documents from `seed` on until one fails; how many went in. */
+static uint32_t fill(uint32_t seed, enum samkv_status *st)
+{
+    uint32_t count = 0;
+    for (*st = SAMKV_OK; *st == SAMKV_OK && count < 1000; count++) {
+        struct fixture_document d = document(seed + count);
+        char id[16];
+        snprintf(id, sizeof id, "%u", seed + count);
+        *st = fixture_ingest(store, &d, id, &err);
+        fixture_document_free(&d);
+    }
+    return count - 1;
+}
+
+static void assert_readable(uint32_t from, uint32_t to)
+{
+    for (uint32_t i = from; i < to; i++) {
+        struct fixture_document d = document(i);
+        char id[16];
+        snprintf(id, sizeof id, "%u", i);
+        ck_assert_int_eq(fixture_check_name(store, id, &d), SAMKV_OK);
+        fixture_document_free(&d);
+    }
+}
+
+static void remove_range(uint32_t from, uint32_t to)
+{
+    for (uint32_t i = from; i < to; i++) {
+        char id[16];
+        snprintf(id, sizeof id, "%u", i);
+        FIXTURE_OK(samkv_store_name_remove(store, "c", id, &err));
+    }
+}
+
+static uint64_t file_bytes(void)
+{
+    char path[128];
+    struct stat st;
+    snprintf(path, sizeof path, "%s/data.mdb", dir.path);
+    ck_assert_int_eq(stat(path, &st), 0);
+    return (uint64_t)st.st_size;
+}
+
+START_TEST(the_limit_holds_and_removing_makes_room)
+{
+    const uint64_t limit = (uint64_t)(_i ? 9 : 3) << 20;
+    enum samkv_status st;
+    store = fixture_open(&dir, limit);
+    uint32_t in = fill(0, &st), before = in;
+    ck_assert_int_eq(st, SAMKV_FULL);
+    ck_assert_msg(strstr(err.text, "remove documents or raise the limit"), "%s", err.text);
+    ck_assert_uint_ge(in, limit / 2 / (256 << 10)); /* it was used */
+    for (uint32_t round = 1; round <= 5; round++) {
+        ck_assert_uint_le(file_bytes(), limit);
+        assert_readable(1000 * (round - 1), 1000 * (round - 1) + in);
+        ck_assert_int_eq(fixture_check_name(store, "nobody", &(struct fixture_document){0}), SAMKV_NOT_FOUND);
+        remove_range(1000 * (round - 1), 1000 * (round - 1) + in);
+        in = fill(1000 * round, &st); /* at once: what is being removed must count as room */
+        ck_assert_int_eq(st, SAMKV_FULL);
+        ck_assert_uint_ge(4 * in, 3 * before); /* free pages are no longer in one piece */
+    }
+    samkv_store_close(store);
+    store = fixture_open(&dir, limit);
+    assert_readable(5000, 5000 + in);
+    ck_assert_uint_eq(fixture_stats(store).documents, in);
+}
+END_TEST
+
+START_TEST(a_lowered_limit_keeps_what_is_there)
+{
+    enum samkv_status st;
+    store = fixture_open(&dir, 6 << 20);
+    uint32_t in = fill(0, &st);
+    samkv_store_close(store);
+    store = fixture_open(&dir, 2 << 20);
+    assert_readable(0, in);
+    struct fixture_document d = document(9999);
+    ck_assert_int_eq(fixture_ingest(store, &d, "new", &err), SAMKV_FULL);
+    remove_range(0, in);
+    fixture_document_free(&d);
+}
+END_TEST
+
+/* The file system's limit instead of ours; LMDB then sees short writes and errors in the middle of a transaction. */
+START_TEST(a_full_disk_fails_one_document_not_the_store)
+{
+    enum samkv_status st;
+    store = fixture_open(&dir, 0);
+    struct rlimit old, small;
+    ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
+    small = old;
+    small.rlim_cur = (rlim_t)(5 << 20) + (rlim_t)_i * 1111;
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &small), 0);
+    uint32_t in = fill(0, &st);
+    ck_assert_msg(st == SAMKV_FULL, "%s: %s", samkv_status_name(st), err.text);
+    ck_assert_uint_ge(in, 5);
+    assert_readable(0, in);
+    ck_assert_int_eq(fill(500, &st), 0);
+    ck_assert_int_eq(st, SAMKV_FULL);
+    remove_range(0, in);
+    uint32_t again = fill(1000, &st);
+    ck_assert_uint_ge(4 * again, 3 * in);
+    assert_readable(1000, 1000 + again);
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &old), 0);
+    FIXTURE_OK(({
+        struct fixture_document d = document(7777);
+        st = fixture_ingest(store, &d, "7777", &err);
+        fixture_document_free(&d);
+        st;
+    }));
+    assert_readable(7777, 7778);
+    samkv_store_close(store);
+    store = fixture_open(&dir, 0);
+    assert_readable(1000, 1000 + again);
+    assert_readable(7777, 7778);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("store_full");
+    TCase *tc = tcase_create("full");
+    tcase_add_checked_fixture(tc, setup, teardown);
+    tcase_add_loop_test(tc, the_limit_holds_and_removing_makes_room, 0, 2);
+    tcase_add_test(tc, a_lowered_limit_keeps_what_is_there);
+    tcase_add_loop_test(tc, a_full_disk_fails_one_document_not_the_store, 0, 6);
+    tcase_set_timeout(tc, 120);
+    suite_add_tcase(suite, tc);
+    return fixture_run(suite);
+}
