@@ -39,6 +39,7 @@ __attribute__((unused)) static void close_cpu(void)
 /* Exactly `count` elements from malloc, so that a sanitizer sees every step beyond. */
 __attribute__((unused)) static float *poison(size_t count)
 {
+    ck_assert_uint_lt(count, PTRDIFF_MAX / sizeof(float));
     float *p = malloc(count * sizeof *p + (count == 0));
     ck_assert_ptr_nonnull(p);
     for (size_t i = 0; i < count; i++)
