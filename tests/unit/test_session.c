@@ -719,6 +719,41 @@ START_TEST(an_fd_goes_with_its_frame_and_not_twice)
 }
 END_TEST
 
+START_TEST(an_fd_goes_with_the_first_part_of_a_long_frame)
+{
+    struct fixture f;
+    struct samkv_outgoing *frame;
+    uint8_t *sink = malloc(2u << 20);
+    int before = open_fds(), fds = 0;
+    open_session(&f);
+    greet(&f);
+    client_sends_frame(&f, SAMKV_TYPE_FETCH, 3, "q", 1);
+    const struct samkv_frame header = {2u << 20, SAMKV_TYPE_FETCH, SAMKV_FLAG_REPLY | SAMKV_FLAG_FD, 3};
+    ck_assert_int_eq(samkv_outgoing_new(&header, memfd_create("test", MFD_CLOEXEC), &frame), SAMKV_OK);
+    memset(frame->bytes + SAMKV_FRAME_HEADER_BYTES, 7, 2u << 20);
+    frame->last = true;
+    frame->charge = f.seen[0].charge;
+    samkv_session_send(f.session, frame, 0);
+    ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_WRITE); /* it did not fit at once */
+    ck_assert_uint_eq(f.session->in_flight, 1);
+    for (size_t received = 0; received < (2u << 20) + SAMKV_FRAME_HEADER_BYTES;) {
+        int fd = -1;
+        ssize_t n = samkv_socket_receive(f.client, sink, 2u << 20, &fd);
+        fds += fd >= 0;
+        if (fd >= 0)
+            close(fd);
+        received += n > 0 ? (size_t)n : 0;
+        samkv_session_on_writable(f.session, 0);
+        ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
+    }
+    ck_assert_int_eq(fds, 1);
+    ck_assert_uint_eq(f.session->in_flight, 0);
+    close_session(&f);
+    ck_assert_int_eq(open_fds(), before);
+    free(sink);
+}
+END_TEST
+
 START_TEST(fds_of_clients_are_dropped)
 {
     struct fixture f;
@@ -848,6 +883,7 @@ int main(void)
     tcase_add_test(tc, without_budget_a_request_is_busy_and_dropped);
     tcase_add_test(tc, unknown_or_wrong_flags_break_it);
     tcase_add_test(tc, an_fd_goes_with_its_frame_and_not_twice);
+    tcase_add_test(tc, an_fd_goes_with_the_first_part_of_a_long_frame);
     tcase_add_test(tc, fds_of_clients_are_dropped);
     tcase_add_test(tc, a_message_of_many_parts_does_not_explode);
     tcase_add_test(tc, long_token_lists_are_unpacked);
