@@ -1,0 +1,5 @@
+#!/bin/sh
+# usage: check_shell.sh ROOT. Every shell script of the project passes shellcheck.
+set -eu
+cd "$1"
+shellcheck bootstrap .ci/run tests/check/*.sh

@@ -1,0 +1,51 @@
+"""usage: compare_oracle.py REFERENCE.py [--cases N] [--seed N] [--family NAME]
+
+Many random fetches against the reference itself (see make_golden.py), for who has it. Not part of ctest: it takes
+minutes and needs a file from outside. A decision that differs counts as a failure unless the reference's own decision
+changes under rounding (float32 instead of float64, or weights moved by 1e-6).
+"""
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+
+
+import cases
+import make_golden
+import models
+from harness import Daemon
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference")
+    parser.add_argument("--cases", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--family", choices=sorted(models.FAMILIES))
+    o = parser.parse_args()
+    rng, worst, failed, near_ties = cases.seeded(o.seed), 0.0, 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        reference = make_golden.Reference(make_golden.load_reference(o.reference), folder)
+        with Daemon({family: pathlib.Path(folder) / family for family in models.FAMILIES}) as daemon:
+            for number in range(o.cases):
+                case = cases.random_case(rng, o.family)
+                result, stable = reference.fetch(case)
+                info, tensors = cases.run_case(daemon, case, "c%d" % number)
+                bad, error = cases.differences(info, tensors, result["info"], cases.expected_tensors(result))
+                if bad and not stable:
+                    near_ties += 1
+                elif bad:
+                    failed += 1
+                    print("case %d differs: %s" % (number, "; ".join(bad)[:500]))
+                    print("   ", json.dumps({k: v for k, v in case.items() if k not in ("docs", "query", "preamble")}),
+                          "documents", [len(d) for d in case["docs"]])
+                else:
+                    worst = max(worst, error)
+    print("%d cases: %d differ, %d near ties decided otherwise, largest relative error %.3g"
+          % (o.cases, failed, near_ties, worst))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
