@@ -18,7 +18,7 @@ ALLOWED = {
     "daemon/store": ["daemon/base", "proto"],
     "daemon/samkv": ["daemon/model", "kernels", "daemon/base", "proto"],
     "daemon/ingest": ["daemon/store", "daemon/samkv", "daemon/model", "kernels", "daemon/base", "proto"],
-    "daemon/fetch": ["daemon/store", "daemon/samkv", "daemon/model", "kernels", "daemon/base", "proto"],
+    "daemon/fetch": ["daemon/ingest", "daemon/store", "daemon/samkv", "daemon/model", "kernels", "daemon/base", "proto"],
     "daemon/net": ["daemon/ingest", "daemon/fetch", "daemon/store", "daemon/samkv", "daemon/model", "kernels",
                    "daemon/base", "proto"],
     "daemon": ["daemon/net", "daemon/ingest", "daemon/fetch", "daemon/store", "daemon/samkv", "daemon/model",
