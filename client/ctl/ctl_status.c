@@ -1,0 +1,135 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "client/ctl/ctl.h"
+#include "client/ctl/ctl_text.h"
+
+static const struct ctl_option options[] = {
+    {"json", NULL, CTL_FLAG, offsetof(struct ctl_common, json), "print one JSON object"},
+    {0},
+};
+
+static json_t *json_models(const struct samkv_status_answer *s)
+{
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->model_count; i++) {
+        const struct samkv_model_info *m = &s->models[i];
+        json_t *o = json_object();
+        json_object_set_new(o, "name", ctl_json_text(m->name));
+        json_object_set_new(o, "path", ctl_json_text(m->path));
+        json_object_set_new(o, "device", ctl_json_text(m->device));
+        json_object_set_new(o, "dtype", ctl_json_text(m->dtype));
+        json_object_set_new(o, "layers", json_integer(m->layers));
+        json_object_set_new(o, "context_tokens", json_integer(m->context_tokens));
+        json_object_set_new(o, "weight_bytes", json_integer((json_int_t)m->weight_bytes));
+        json_object_set_new(o, "fingerprint", ctl_json_text(m->fingerprint));
+        json_array_append_new(list, o);
+    }
+    return list;
+}
+
+static int print_json(const struct ctl *ctl, const struct samkv_status_answer *s)
+{
+    const struct {
+        const char *name;
+        uint64_t value;
+    } numbers[] = {
+        {"uptime_s", s->uptime_s},
+        {"collections", s->collections},
+        {"documents", s->documents},
+        {"names", s->names},
+        {"bytes_file", s->bytes_file},
+        {"bytes_used", s->bytes_used},
+        {"bytes_limit", s->bytes_limit},
+        {"bytes_raw", s->bytes_raw},
+        {"bytes_stored", s->bytes_stored},
+        {"connections", s->connections},
+        {"resident_bytes", s->resident_bytes},
+    };
+    json_t *o = json_object(), *counters = json_object();
+    json_object_set_new(o, "server", ctl_json_text(samkv_client_server(ctl->client)));
+    json_object_set_new(o, "version", ctl_json_text(s->version));
+    json_object_set_new(o, "store", ctl_json_text(s->store));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
+        json_object_set_new(o, numbers[i].name, json_integer((json_int_t)numbers[i].value));
+    json_object_set_new(o, "models", json_models(s));
+    for (size_t i = 0; i < s->counter_count; i++)
+        json_object_set_new(counters, s->counters[i].name, ctl_json_real(s->counters[i].value));
+    json_object_set_new(o, "counters", counters);
+    return ctl_json_print(o);
+}
+
+static void put(const char *text)
+{
+    ctl_put(stdout, text, strlen(text), -1, false);
+}
+
+static void print_store(const struct samkv_status_answer *s)
+{
+    struct ctl_buffer documents, raw, stored, file, limit, share;
+    printf("%-10s", "store");
+    put(s->store);
+    printf(": %s in use%s%s\n", ctl_bytes(&file, s->bytes_used), s->bytes_limit ? " of " : "",
+           s->bytes_limit ? ctl_bytes(&limit, s->bytes_limit) : "");
+    printf("%-10s%s in %llu collections: KV of %s in %s (%s)\n", "documents", ctl_count(&documents, s->documents),
+           (unsigned long long)s->collections, ctl_bytes(&raw, s->bytes_raw), ctl_bytes(&stored, s->bytes_stored),
+           ctl_percent(&share, (double)s->bytes_stored, (double)s->bytes_raw));
+}
+
+static void print_models(const struct samkv_status_answer *s)
+{
+    for (size_t i = 0; i < s->model_count; i++) {
+        const struct samkv_model_info *m = &s->models[i];
+        struct ctl_buffer weights, context;
+        printf("%-10s", "model");
+        put(m->name);
+        printf(": %u layers, context %s tokens, weights %s, stored as ", m->layers,
+               ctl_count(&context, m->context_tokens), ctl_bytes(&weights, m->weight_bytes));
+        put(m->dtype);
+        fputs(", on ", stdout);
+        put(m->device);
+        putchar('\n');
+    }
+}
+
+static void print_status(const struct ctl *ctl, const struct samkv_status_answer *s)
+{
+    struct ctl_buffer uptime, resident;
+    printf("%-10s", "daemon");
+    put(samkv_client_server(ctl->client));
+    printf(", up %s, %llu connections, memory %s\n", ctl_duration(&uptime, (double)s->uptime_s),
+           (unsigned long long)s->connections, ctl_bytes(&resident, s->resident_bytes));
+    print_store(s);
+    print_models(s);
+    for (size_t i = 0; i < s->counter_count; i++) {
+        printf("%-10s", i ? "" : "counters");
+        put(s->counters[i].name);
+        printf(" %.15g\n", s->counters[i].value);
+    }
+}
+
+static int run(struct ctl *ctl)
+{
+    struct samkv_reply reply;
+    struct samkv_error err;
+    int code = ctl_connect(ctl);
+    if (code)
+        return code;
+    if (samkv_client_status(ctl->client, &reply, &err))
+        return ctl_fail(&err);
+    if (ctl->common->json)
+        code = print_json(ctl, &reply.answer.status);
+    else
+        print_status(ctl, &reply.answer.status);
+    samkv_reply_deinit(&reply);
+    return code;
+}
+
+const struct ctl_command ctl_command_status = {
+    .name = "status",
+    .arguments = "",
+    .summary = "Shows what the daemon serves, holds and has done",
+    .options = {options},
+    .args_bytes = sizeof(struct ctl_common),
+    .run = run,
+};
