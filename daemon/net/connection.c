@@ -64,13 +64,14 @@ static enum samkv_status submit(struct samkv_connection *c, const struct samkv_f
     struct samkv_request *r = request_new(c, handler, frame, payload, charge);
     if (!r)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory for the request; try again");
+    atomic_fetch_add(&server->service->requests, 1); /* before a worker can see it */
     enum samkv_status st = samkv_pool_submit(server->pool, handler->urgency, samkv_request_run, r);
     if (st != SAMKV_OK) {
+        atomic_fetch_sub(&server->service->requests, 1);
         samkv_outgoing_free(r->spare);
         request_free(r);
         return samkv_fail(err, st, "too many requests wait already; try again");
     }
-    atomic_fetch_add(&server->service->requests, 1);
     return SAMKV_OK;
 }
 
