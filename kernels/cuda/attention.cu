@@ -1,0 +1,207 @@
+/*
+ * Attention: the choice of a kernel, the combination of splits, and a plain kernel for head sizes that have no tiles.
+ */
+#include <assert.h>
+
+#include "kernels/cuda/attention_tiles.cuh"
+#include "kernels/cuda/backend.cuh"
+
+#define PLAIN_HEAD_DIM 512 /* largest head of the plain kernel */
+#define MAX_SPLITS     64
+
+/* ------------------------------------------------------------------ kernels */
+
+/* One warp a row and head. norms and sums as the splits left them, always added up in the same order. */
+template <typename T>
+__global__ void __launch_bounds__(128) combine_splits(const attention_args a, int head_dim)
+{
+    size_t rows = (size_t)a.n * a.group, all = rows * a.kv_heads;
+    size_t item = (size_t)blockIdx.x * 4 + threadIdx.x / 32;
+    int lane = (int)threadIdx.x % 32;
+    if (item >= all)
+        return;
+    size_t kv_head = item / rows, t = item - kv_head * rows;
+    float maximum = -INFINITY, normaliser = 0;
+    for (int s = 0; s < a.splits; s++)
+        maximum = fmaxf(maximum, a.norms[s * all + item].x);
+    if (maximum == -INFINITY)
+        maximum = 0;
+    for (int s = 0; s < a.splits; s++) {
+        float2 norm = a.norms[s * all + item];
+        normaliser += norm.y * power_of_two(norm.x - maximum);
+    }
+    float share = 1.0f / normaliser;
+    size_t token = t / (unsigned)a.group, head = kv_head * a.group + (t - token * a.group);
+    T *out = (T *)a.out + token * a.ldo + head * head_dim;
+    for (int j = lane * 2; j < head_dim; j += 64) {
+        float low = 0, high = 0;
+        for (int s = 0; s < a.splits; s++) {
+            float weight = power_of_two(a.norms[s * all + item].x - maximum);
+            float2 sum = *reinterpret_cast<const float2 *>(a.sums + (s * all + item) * head_dim + j);
+            low += weight * sum.x;
+            high += weight * sum.y;
+        }
+        *reinterpret_cast<uint32_t *>(out + j) = pack2<T>(low * share, high * share);
+    }
+}
+
+/* One warp a row and query head, key by key: for head sizes and alignments that the tiles do not take. */
+template <typename T>
+__global__ void __launch_bounds__(128) attend_plain(const attention_args a, int head_dim)
+{
+    size_t item = (size_t)blockIdx.x * 4 + threadIdx.x / 32;
+    int lane = (int)threadIdx.x % 32, heads = a.kv_heads * a.group;
+    size_t row = item / (unsigned)heads;
+    if (row >= (size_t)a.n)
+        return;
+    int head = (int)(item - row * heads), kv_head = head / a.group;
+    const T *k = (const T *)a.k + (size_t)kv_head * head_dim, *v = (const T *)a.v + (size_t)kv_head * head_dim;
+    const T *query = (const T *)a.q + row * a.ldq + (size_t)head * head_dim;
+    float q[PLAIN_HEAD_DIM / 32], sum[PLAIN_HEAD_DIM / 32];
+#pragma unroll
+    for (int i = 0; i < PLAIN_HEAD_DIM / 32; i++) {
+        q[i] = lane + 32 * i < head_dim ? to_float(query[lane + 32 * i]) * a.scale_log2 : 0.0f;
+        sum[i] = 0;
+    }
+    int first = a.first ? max(a.first[row], a.prefix) : a.prefix, limit = min(a.limit[row], a.n_keys);
+    float maximum = -INFINITY, normaliser = 0;
+    for (int key = a.prefix > 0 ? 0 : first; key < max(limit, a.prefix); key++) {
+        if (key == a.prefix)
+            key = first; /* over the gap */
+        if (key >= max(limit, a.prefix))
+            break;
+        float dot = 0;
+#pragma unroll
+        for (int i = 0; i < PLAIN_HEAD_DIM / 32; i++)
+            if (lane + 32 * i < head_dim)
+                dot += q[i] * to_float(k[(size_t)key * a.ldkv + lane + 32 * i]);
+        dot = group_sum<32>(dot);
+        float high = fmaxf(maximum, dot), fade = power_of_two(maximum - high), weight = power_of_two(dot - high);
+        maximum = high;
+        normaliser = normaliser * fade + weight;
+#pragma unroll
+        for (int i = 0; i < PLAIN_HEAD_DIM / 32; i++)
+            if (lane + 32 * i < head_dim)
+                sum[i] = sum[i] * fade + weight * to_float(v[(size_t)key * a.ldkv + lane + 32 * i]);
+    }
+    T *out = (T *)a.out + row * a.ldo + (size_t)head * head_dim;
+#pragma unroll
+    for (int i = 0; i < PLAIN_HEAD_DIM / 32; i++)
+        if (lane + 32 * i < head_dim)
+            out[lane + 32 * i] = from_float<T>(sum[i] / normaliser);
+}
+
+/* ------------------------------------------------------------------ launchers */
+
+cudaError_t samkv_cuda_attention_prepare(void)
+{
+    const struct attention_variant *tables[] = {samkv_cuda_attention_bf16(), samkv_cuda_attention_f16()};
+    for (int i = 0; i < 2; i++) {
+        for (const struct attention_variant *v = tables[i]; v->head_dim; v++) {
+            cudaError_t error =
+                cudaFuncSetAttribute(v->kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)v->shared_bytes);
+            if (error != cudaSuccess)
+                return error;
+        }
+    }
+    return cudaSuccess;
+}
+
+/* The tiles for this call; NULL when only the plain kernel will do. */
+static const struct attention_variant *variant_for(enum samkv_dtype dtype, const struct samkv_attention *a)
+{
+    const struct attention_variant *v = dtype == SAMKV_BF16 ? samkv_cuda_attention_bf16() : samkv_cuda_attention_f16();
+    if (a->ldq % 8 || a->ldo % 8 || !samkv_cuda_aligned16(a->q) || !samkv_cuda_aligned16(a->k) ||
+        !samkv_cuda_aligned16(a->v) || !samkv_cuda_aligned16(a->out))
+        return NULL;
+    bool few = (size_t)a->n * (size_t)(a->heads / a->kv_heads) <= 16;
+    for (; v->head_dim; v++)
+        if (v->head_dim == a->head_dim && (v->rows == 16) == few)
+            return v;
+    return NULL;
+}
+
+/*
+ * Splits so that the chip is full when there are few tiles. They depend on the sizes alone, and so does the result.
+ * A split has two blocks at least, and all partial results fit the stream's workspace.
+ */
+static int splits_for(const struct cuda_device *d, const struct attention_variant *v, const struct samkv_attention *a,
+                      int tiles)
+{
+    size_t slots = (size_t)d->processors * (size_t)v->resident, busy = (size_t)tiles * (size_t)a->kv_heads;
+    size_t rows = (size_t)a->n * (size_t)a->heads, blocks = (size_t)a->n_keys / (2 * (size_t)v->keys);
+    size_t room = (SAMKV_CUDA_WORKSPACE_BYTES - 64) / (rows * ((size_t)v->head_dim + 2) * sizeof(float));
+    size_t splits = slots / busy;
+    splits = splits < blocks ? splits : blocks;
+    splits = splits < room ? splits : room;
+    splits = splits < MAX_SPLITS ? splits : MAX_SPLITS;
+    return splits > 1 ? (int)splits : 1;
+}
+
+static attention_args args_of(const struct samkv_attention *a)
+{
+    attention_args args = {};
+    args.q = a->q;
+    args.k = a->k;
+    args.v = a->v;
+    args.out = a->out;
+    args.ldq = a->ldq;
+    args.ldo = a->ldo;
+    args.ldkv = (size_t)a->kv_heads * (size_t)a->head_dim;
+    args.n = a->n;
+    args.n_keys = a->n_keys;
+    args.group = a->heads / a->kv_heads;
+    args.kv_heads = a->kv_heads;
+    args.prefix = a->prefix < a->n_keys ? a->prefix : a->n_keys;
+    args.first = a->first;
+    args.limit = a->limit;
+    args.scale_log2 = a->scale * 1.44269504088896341f;
+    args.splits = 1;
+    return args;
+}
+
+static void launch_tiles(struct cuda_stream *s, const struct attention_variant *v, const struct samkv_attention *a,
+                         attention_args args)
+{
+    size_t rows = (size_t)a->n * (size_t)args.group;
+    args.tiles = (int)((rows + (size_t)v->rows - 1) / (size_t)v->rows);
+    args.splits = splits_for(s->device, v, a, args.tiles);
+    size_t partial = (size_t)args.splits * rows * (size_t)a->kv_heads;
+    args.norms = (float2 *)s->workspace;
+    args.sums = (float *)(args.norms + (partial + 1) / 2 * 2);
+    void *parameters[] = {&args};
+    dim3 grid((unsigned)args.tiles * (unsigned)a->kv_heads * (unsigned)args.splits), block((unsigned)v->threads);
+    samkv_cuda_check(s, cudaLaunchKernel(v->kernel, grid, block, parameters, v->shared_bytes, s->queue), "attention");
+    if (args.splits == 1)
+        return;
+    unsigned combining = samkv_cuda_blocks(rows * (size_t)a->kv_heads, 4);
+    if (s->device->base.dtype == SAMKV_BF16)
+        combine_splits<__nv_bfloat16><<<combining, 128, 0, s->queue>>>(args, a->head_dim);
+    else
+        combine_splits<__half><<<combining, 128, 0, s->queue>>>(args, a->head_dim);
+}
+
+static void launch_plain(struct cuda_stream *s, const struct samkv_attention *a, const attention_args &args)
+{
+    unsigned grid = samkv_cuda_blocks((size_t)a->n * (size_t)a->heads, 4);
+    if (a->head_dim > PLAIN_HEAD_DIM)
+        samkv_cuda_failed(s, SAMKV_UNSUPPORTED, "attention", "heads are larger than 512");
+    else if (s->device->base.dtype == SAMKV_BF16)
+        attend_plain<__nv_bfloat16><<<grid, 128, 0, s->queue>>>(args, a->head_dim);
+    else
+        attend_plain<__half><<<grid, 128, 0, s->queue>>>(args, a->head_dim);
+}
+
+void samkv_cuda_attention(struct samkv_stream *stream, const struct samkv_attention *a)
+{
+    struct cuda_stream *s = samkv_cuda_begin(stream, "attention");
+    if (!s || a->n <= 0)
+        return;
+    assert(a->heads % a->kv_heads == 0 && a->n_keys > 0 && a->scale > 0);
+    const struct attention_variant *v = variant_for(s->device->base.dtype, a);
+    if (v)
+        launch_tiles(s, v, a, args_of(a));
+    else
+        launch_plain(s, a, args_of(a));
+    samkv_cuda_end(s, "attention");
+}

@@ -1,0 +1,120 @@
+#pragma once
+/*
+ * What the sources of the CUDA backend share: a device, a stream, and how an operation begins and ends.
+ *
+ * Every operation has the same form: begin() gives the stream or NULL when it failed earlier; the launcher enqueues
+ * kernels; end() looks at the launch's error and makes it stick to the stream. Nothing but sync waits for the device.
+ */
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+extern "C" {
+#include "kernels/kernels.h"
+}
+
+/* A multiple of what cuBLASLt asks for on Hopper (32 MiB); attention's split results live in it too, in stream order.
+ */
+#define SAMKV_CUDA_WORKSPACE_BYTES ((size_t)64 << 20)
+
+struct product_plans; /* products.cu */
+struct cuda_stream;
+
+struct cuda_device {
+    struct samkv_device base;
+    int ordinal;
+    int processors;     /* streaming multiprocessors */
+    cudaMemPool_t pool; /* ours, so that memory given back stays bounded whatever else the process does */
+    cudaStream_t allocations, releases;
+    pthread_mutex_t lock;
+    struct cuda_stream *streams; /* under lock */
+};
+
+struct cuda_stream {
+    struct samkv_stream base;
+    struct cuda_device *device;
+    cudaStream_t queue;
+    cudaEvent_t fence; /* under the device's lock: what a release waits for */
+    struct product_plans *plans;
+    void *workspace; /* SAMKV_CUDA_WORKSPACE_BYTES, for one operation at a time */
+    enum samkv_status failed;
+    char failure[256];
+    struct cuda_stream *next;
+};
+
+/* The one place that translates CUDA's codes. */
+enum samkv_status samkv_cuda_status(cudaError_t error);
+
+/* Makes the first failure stick to the stream. `what` names the operation. */
+void samkv_cuda_failed(struct cuda_stream *, enum samkv_status, const char *what, const char *why);
+
+static inline void samkv_cuda_check(struct cuda_stream *s, cudaError_t error, const char *what)
+{
+    if (error != cudaSuccess)
+        samkv_cuda_failed(s, samkv_cuda_status(error), what, cudaGetErrorString(error));
+}
+
+/* The stream, with its device current for this thread; NULL when an earlier operation failed. */
+static inline struct cuda_stream *samkv_cuda_begin(struct samkv_stream *stream, const char *what)
+{
+    struct cuda_stream *s = (struct cuda_stream *)stream;
+    if (s->failed)
+        return NULL;
+    samkv_cuda_check(s, cudaSetDevice(s->device->ordinal), what);
+    return s->failed ? NULL : s;
+}
+
+static inline void samkv_cuda_end(struct cuda_stream *s, const char *what)
+{
+    samkv_cuda_check(s, cudaGetLastError(), what);
+}
+
+static inline bool samkv_cuda_aligned16(const void *p)
+{
+    return ((uintptr_t)p & 15) == 0;
+}
+
+static inline unsigned samkv_cuda_blocks(size_t items, size_t per_block)
+{
+    return (unsigned)((items + per_block - 1) / per_block);
+}
+
+/* --- the operations, one source a family --- */
+/* products.cu */
+enum samkv_status samkv_cuda_plans_new(struct product_plans **out);
+void samkv_cuda_plans_free(struct product_plans *);
+void samkv_cuda_matmul(struct samkv_stream *, const struct samkv_matmul *);
+
+/* rows.cu */
+void samkv_cuda_gather(struct samkv_stream *, const void *x, const int32_t *rows, int n, int width, void *out);
+void samkv_cuda_rmsnorm(struct samkv_stream *, const void *x, size_t ldx, const void *gain, float eps, int n, int width,
+                        void *out, size_t ldo);
+void samkv_cuda_head_norm(struct samkv_stream *, void *x, size_t ldx, const void *gain, float eps, int n, int heads,
+                          int head_dim);
+/* elementwise.cu */
+void samkv_cuda_swiglu(struct samkv_stream *, const void *gate_up, int n, int ffn, void *out);
+void samkv_cuda_convert(struct samkv_stream *, const void *src, enum samkv_dtype src_dtype, void *dst,
+                        enum samkv_dtype dst_dtype, size_t count);
+
+/* rotary.cu */
+void samkv_cuda_rope_table(struct samkv_stream *, const double *inv_freq, int half, const int32_t *pos, int n,
+                           float scale, float *table);
+void samkv_cuda_rope(struct samkv_stream *, void *x, size_t ldx, const float *table, int n, int heads, int head_dim);
+void samkv_cuda_rope_f32(struct samkv_stream *, float *x, const float *table, int n, int heads, int head_dim);
+
+/* kv_rows.cu */
+void samkv_cuda_kv_write(struct samkv_stream *, const struct samkv_kv_write *);
+void samkv_cuda_place(struct samkv_stream *, const struct samkv_place *);
+
+/* index_means.cu */
+void samkv_cuda_segment_mean(struct samkv_stream *, const void *x, size_t ldx, const int32_t *offsets, int segments,
+                             int width, float *out);
+void samkv_cuda_block_scores(struct samkv_stream *, const float *kmean, const float *query, int blocks, int width,
+                             float *out);
+
+/* attention.cu; prepare raises the kernels' limits of shared memory on the current device */
+cudaError_t samkv_cuda_attention_prepare(void);
+void samkv_cuda_attention(struct samkv_stream *, const struct samkv_attention *);
