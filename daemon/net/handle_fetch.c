@@ -87,6 +87,7 @@ static void fetch_reply_deinit(struct fetch_reply *reply)
 
 static void fill_figures(const struct samkv_fetch_result *result, Samkv__FetchReply *m)
 {
+    m->block_tokens = result->block_tokens;
     m->preamble_tokens = result->preamble_tokens;
     m->kept_tokens = result->kept_tokens;
     m->total_tokens = result->total_tokens;

@@ -2,6 +2,8 @@
 #include <string.h>
 
 #include "daemon/base/buffer.h"
+#include "daemon/base/log.h"
+#include "daemon/ingest/repair.h"
 #include "daemon/net/handlers.h"
 
 #define PROGRESS_MS     250
@@ -161,6 +163,30 @@ static enum samkv_status check_document(struct verify_job *job, const struct ver
     return st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT ? SAMKV_OK : st;
 }
 
+/* Computes what is damaged of one document again. What cannot be is told by damaged > repaired, and why in the log. */
+static enum samkv_status repair_document(struct verify_job *job, const struct verify_item *item,
+                                         struct samkv_error *err)
+{
+    const struct samkv_service *service = job->request->service;
+    const char *texts = (const char *)job->texts.data;
+    struct samkv_error why = {0};
+    enum samkv_status st =
+        samkv_repair(service->models, service->store, texts + item->collection, &item->key, &job->reply.repaired, &why);
+    switch (st) {
+    case SAMKV_OK:
+        return SAMKV_OK;
+    case SAMKV_CORRUPT:
+    case SAMKV_NOT_FOUND:
+    case SAMKV_UNSUPPORTED:
+    case SAMKV_MISMATCH:
+        samkv_log(SAMKV_LOG_WARNING, "cannot repair %s/%s: %s", texts + item->collection, texts + item->id,
+                  why.text[0] ? why.text : samkv_status_text(st));
+        return SAMKV_OK;
+    default: /* the disk, the device or memory: the next document would fail too */
+        return samkv_fail(err, st, "%s", why.text[0] ? why.text : samkv_status_text(st));
+    }
+}
+
 static enum samkv_status report_progress(struct verify_job *job, struct samkv_error *err)
 {
     double now = samkv_now_ms();
@@ -173,7 +199,7 @@ static enum samkv_status report_progress(struct verify_job *job, struct samkv_er
     return samkv_request_more(job->request, &progress.base, err);
 }
 
-static enum samkv_status check_all(struct verify_job *job, struct samkv_error *err)
+static enum samkv_status check_all(struct verify_job *job, bool repair, struct samkv_error *err)
 {
     const struct verify_item *items = (const struct verify_item *)job->items.data;
     size_t count = job->items.count / sizeof *items;
@@ -182,8 +208,11 @@ static enum samkv_status check_all(struct verify_job *job, struct samkv_error *e
     bool damaged = false;
     for (size_t i = 0; i < count; i++) {
         enum samkv_status st = report_progress(job, err);
-        if (st == SAMKV_OK && (i == 0 || by_key(&items[i - 1], &items[i]) != 0))
+        bool first = i == 0 || by_key(&items[i - 1], &items[i]) != 0; /* of the names of this document */
+        if (st == SAMKV_OK && first)
             st = check_document(job, &items[i], &damaged, err);
+        if (st == SAMKV_OK && first && damaged && repair)
+            st = repair_document(job, &items[i], err);
         if (st == SAMKV_OK && damaged)
             st = note_damaged(job, &items[i]);
         if (st != SAMKV_OK)
@@ -201,11 +230,7 @@ enum samkv_status samkv_handle_verify(struct samkv_request *r, const ProtobufCMe
     job.reply.damaged_ids = damaged_ids;
     enum samkv_status st = walk(&job, m->collection, err);
     if (st == SAMKV_OK)
-        st = check_all(&job, err);
-    if (st == SAMKV_OK && m->repair && job.reply.damaged)
-        st = samkv_fail(err, SAMKV_UNSUPPORTED,
-                        "%llu records are damaged and cannot be repaired in place; ingest the documents again",
-                        (unsigned long long)job.reply.damaged);
+        st = check_all(&job, m->repair, err);
     if (st == SAMKV_OK)
         st = samkv_request_reply(r, &job.reply.base, -1, reply, err);
     for (size_t i = 0; i < job.reply.n_damaged_ids; i++)
