@@ -82,12 +82,10 @@ class Demo:
         got = self.daemon.json("fetch", "--collection", COLLECTION, *self.names(q), "--ratio", self.ratio, "--query",
                                question["question"])
         print("  %-30s %6s %5s  %s" % ("document", "tokens", "kept", "blocks of %d tokens: # kept" % BLOCK_TOKENS))
-        for d, keep in enumerate(got["keep"]):
-            document = self.daemon.json("show", self.document_id(q, d), "--collection", COLLECTION)
-            tokens, last = document["tokens"], document["blocks"] - 1
-            kept = sum(tokens - last * BLOCK_TOKENS if b == last else BLOCK_TOKENS for b in keep)
+        for d, (keep, tokens) in enumerate(zip(got["keep"], got["document_tokens"])):
+            kept = sum(min(BLOCK_TOKENS, tokens - b * BLOCK_TOKENS) for b in keep)
             print("  %-30s %6d %5d  %s" % (fit(self.label(q, d), 30), tokens, kept,
-                                           block_bar(keep, document["blocks"])))
+                                           block_bar(keep, -(-tokens // BLOCK_TOKENS))))
         print("  kept %d of %d tokens (sequence ratio %.3f), read %s of %s stored (%.0f %%)" %
               (got["kept_tokens"], got["total_tokens"], got["sequence_ratio"], megabytes(got["bytes_read"]),
                megabytes(got["bytes_stored"]), 100.0 * got["bytes_read"] / got["bytes_stored"]))

@@ -95,7 +95,7 @@ class CommandLine(unittest.TestCase):
         self.assertEqual((again["ingested"], again["skipped"]), (0, 2))
         replaced = self.ingest("life", {"a": cases.tokens(self.rng, 33)})
         self.assertEqual(replaced["ingested"], 1)
-        shown = self.daemon.json("show", "a", "--collection", "life")
+        shown = self.daemon.json("show", "a", "--collection", "life")["document"]
         self.assertEqual((shown["id"], shown["tokens"]), ("a", 33))
         self.assertEqual(self.ids("life"), ["a", "b"])
         self.assertEqual(self.daemon.ctl("rm", "a", "--collection", "life").returncode, DONE)
@@ -109,8 +109,8 @@ class CommandLine(unittest.TestCase):
         same = cases.tokens(self.rng, 500)
         self.ingest("twice", {"one": same})
         before = self.daemon.json("status")["bytes_stored"]
-        said = self.ingest("twice", {"two": same})
-        self.assertEqual((said["ingested"], said["skipped"], said["failed"]), (0, 1, 0))
+        self.assertEqual(self.ingest("twice", {"two": same})["failed"], 0)
+        self.assertEqual(self.ids("twice"), ["one", "two"])
         self.assertEqual(self.daemon.json("status")["bytes_stored"], before)
         self.daemon.json("rm", "one", "--collection", "twice")
         fetched = self.daemon.json("fetch", "--docs", "two", "--collection", "twice", "--query-tokens", "5")
@@ -178,14 +178,14 @@ class CommandLine(unittest.TestCase):
         said = self.daemon.json("ingest", folder, "--collection", "chunks", "--model", "llama", "--chunk-tokens", 1000)
         self.assertEqual(said["ids"], ["long.txt#%d" % (i + 1) for i in range(len(said["ids"]))])
         self.assertEqual(said["tokens"], len(text))
-        pieces = [self.daemon.json("show", name, "--collection", "chunks") for name in said["ids"]]
+        pieces = [self.daemon.json("show", name, "--collection", "chunks")["document"] for name in said["ids"]]
         self.assertLessEqual(max(p["tokens"] for p in pieces), 1000)
         self.assertGreaterEqual(len(pieces), len(text) // 1000)
 
     def test_broken_lines_are_named_and_the_rest_goes_in(self):
         lines = ['{"id": "ok1", "tokens": [5, 6]}', "{not json", '{"id": "no content"}', '{"tokens": [5]}', "",
                  '{"id": "ok2", "tokens": [7]}', '{"id": "far", "tokens": [999999]}', '{"id": "neg", "tokens": [-1]}',
-                 '{"id": 5, "tokens": [5]}', '{"id": "words", "tokens": ["a"]}', '{"id": "", "tokens": [5]}',
+                 '{"id": [5], "tokens": [5]}', '{"id": "words", "tokens": ["a"]}', '{"id": "", "tokens": [5]}',
                  '{"id": "ok3", "tokens": [8], "title": "T"}', '["id"]', "\x00\x01", '{"id": "cut", "tokens": [5']
         done = self.daemon.ctl("ingest", "-", "--collection", "lines", "--model", "llama", "--json",
                                text="\n".join(lines) + "\n")
@@ -200,13 +200,21 @@ class CommandLine(unittest.TestCase):
         done = self.daemon.ctl("ingest", path + "/x.jsonl", "--collection", "lines")
         self.assertRegex(done.stderr, r"x\.jsonl:2\b")
 
-    def test_sources_that_cannot_be_read(self):
-        self.assertEqual(self.daemon.ctl("ingest", "/no/such/path").returncode, SOME_FAILED)
+    def test_sources_that_are_no_text(self):
+        """In a folder they are passed over with a word; named by themselves they are failures."""
         folder = self.folder(good_dot_txt="good", binary_dot_txt=b"\xff\xfe\x00 not utf-8", empty_dot_txt="")
-        done = self.daemon.ctl("ingest", folder, "--collection", "unreadable", "--model", "llama")
-        self.assertEqual(done.returncode, SOME_FAILED)
-        self.assertIn("good.txt", self.ids("unreadable"))
-        self.assertIn("empty.txt", done.stderr)
+        done = self.daemon.ctl("ingest", folder, "--collection", "no-text", "--model", "llama")
+        self.assertEqual(done.returncode, DONE)
+        self.assertEqual(self.ids("no-text"), ["good.txt"])
+        for name in ("empty.txt", "binary.txt"):
+            self.assertIn(name, done.stderr)
+            self.refuse_ingest(folder + "/" + name)
+        self.refuse_ingest("/no/such/path")
+
+    def refuse_ingest(self, path):
+        done = self.daemon.ctl("ingest", path)
+        self.assertEqual((done.returncode, len(done.stderr.splitlines())), (SOME_FAILED, 1), done)
+        self.assertIn(path, done.stderr)
 
     # -------------------------------------------------------------- fetch
 

@@ -150,7 +150,7 @@ class Hostile(unittest.TestCase):
 
     def test_values_out_of_range(self):
         nan, infinity = float("nan"), float("inf")
-        wrong = [{"f2": ["nobody"]}, {"f2": []}, {"f2": ["d0\0"]}, {"f2": [b"\xff\xfe"]}, {"f2": ["x" * 256]},
+        wrong = [{"f2": ["nobody"]}, {"f2": []}, {"f2": [b"\xff\xfe"]}, {"f2": ["x" * 256]},
                  {"f4": wire.tokens([])}, {"f4": wire.tokens([models.VOCABULARY])}, {"f4": wire.tokens([-1])},
                  {"f4": wire.tokens([1 << 31])}, {"f5": 0.0}, {"f5": 2.0}, {"f5": nan}, {"f5": -0.5}, {"f5": infinity},
                  {"f6": 9}, {"f7": [99]}, {"f7": [0xFFFFFFFF]}, {"f7": list(range(700))}, {"f8": 0xFFFFFFFF},
