@@ -16,8 +16,9 @@ struct samkv_datafile {
 };
 
 /*
- * OK also when there is none (out->exists). CORRUPT: truncated, empty or garbage. MISMATCH: another version of LMDB's
- * format. The text names the file. Any thread, while no process writes.
+ * OK also when there is none (out->exists). CORRUPT: truncated, empty, garbage, or (deep) pages that do not fit
+ * together. MISMATCH: another version of LMDB's format. The text names the file. With `deep` no process may write to
+ * the file meanwhile; one that lacks only pages never written is made as long as LMDB believes it to be. Any thread.
  */
-enum samkv_status samkv_datafile_check(const char *path, struct samkv_datafile *out,
+enum samkv_status samkv_datafile_check(const char *path, bool deep, struct samkv_datafile *out,
                                        struct samkv_error *) SAMKV_MUST_USE;

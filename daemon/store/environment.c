@@ -6,8 +6,7 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
-#define PAGE_HEADER_BYTES 16u
-#define PAGE_IS_OVERFLOW  0x04u
+#include "daemon/store/pages.h"
 
 enum samkv_status samkv_fail_lmdb(struct samkv_error *err, int rc, const char *what)
 {
@@ -81,13 +80,13 @@ bool samkv_db_value_is_sane(const struct samkv_store *s, const MDB_val *v)
     uintptr_t at = (uintptr_t)v->mv_data;
     if (v->mv_size <= s->page_bytes / 2)
         return true;
-    if (at % s->page_bytes != PAGE_HEADER_BYTES)
+    if (at % s->page_bytes != SAMKV_PAGE_HEADER_BYTES)
         return v->mv_size < s->page_bytes;
     uint16_t flags;
     uint32_t pages;
-    memcpy(&flags, (const uint8_t *)v->mv_data - PAGE_HEADER_BYTES + 10, sizeof flags);
-    memcpy(&pages, (const uint8_t *)v->mv_data - PAGE_HEADER_BYTES + 12, sizeof pages);
-    return (flags & PAGE_IS_OVERFLOW) && pages == (PAGE_HEADER_BYTES + v->mv_size - 1) / s->page_bytes + 1;
+    memcpy(&flags, (const uint8_t *)v->mv_data - SAMKV_PAGE_HEADER_BYTES + 10, sizeof flags);
+    memcpy(&pages, (const uint8_t *)v->mv_data - SAMKV_PAGE_HEADER_BYTES + 12, sizeof pages);
+    return (flags & SAMKV_PAGE_IS_OVERFLOW) && pages == (SAMKV_PAGE_HEADER_BYTES + v->mv_size - 1) / s->page_bytes + 1;
 }
 
 enum samkv_status samkv_db_used_bytes(const struct samkv_store *s, MDB_txn *txn, uint64_t *out, struct samkv_error *err)

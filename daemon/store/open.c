@@ -81,7 +81,7 @@ static enum samkv_status choose_map(struct samkv_store *s, uint64_t max_bytes, b
     struct samkv_datafile file;
     enum samkv_status st = path_in(s, "data.mdb", path, err);
     if (st == SAMKV_OK)
-        st = samkv_datafile_check(path, &file, err);
+        st = samkv_datafile_check(path, !s->read_only, &file, err);
     if (st == SAMKV_CORRUPT && !made_before && file.exists && file.file_bytes == 0)
         st = SAMKV_OK; /* a start that was cut short before anything was stored */
     if (st != SAMKV_OK)

@@ -15,7 +15,7 @@
  * Threads: all functions may be called by any thread except the event loop's; a snapshot or a writer belongs
  * to one thread at a time. Writes are executed by the store's own writer thread, which groups commits; calls
  * return when their transaction is on disk. Bytes on disk are hostile: every record is verified (header
- * bounds, sizes, xxh3 checksum over header and payload) before a byte of it is used; damage gives CORRUPT.
+ * bounds, sizes, xxh3 checksum over key, header and payload) before a byte of it is used; damage gives CORRUPT.
  */
 #include <stdbool.h>
 #include <stdint.h>
@@ -50,7 +50,11 @@ struct samkv_store_options {
 
 /*
  * Opens or creates. Clears stale readers, removes what an interrupted ingest left behind (documents never
- * acknowledged). MISMATCH when the schema is of another version, BUSY when another daemon has it.
+ * acknowledged) and documents that nothing refers to. MISMATCH when the schema is of another version or the file is no
+ * store, BUSY when another daemon has it, CORRUPT when data.mdb is truncated, gone or its pages do not fit together
+ * (they are checked before LMDB follows them; records are checked when they are read). max_bytes is at least 1 MiB; a
+ * sixteenth of it (16 MiB at most) is left free for removals. A read-only store may be opened in another process than
+ * the daemon's.
  */
 enum samkv_status samkv_store_open(const struct samkv_store_options *, struct samkv_store **out,
                                    struct samkv_error *) SAMKV_MUST_USE;
@@ -134,8 +138,9 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct sam
 
 /*
  * Decodes block `block` into 2 * layers pieces: dst[2*l] gets layer l's K (before RoPE), dst[2*l+1] its V, each
- * (tokens of the block, kv_heads, head_dim) contiguous in the manifest's dtype. This one may run on several threads
- * at once with the same snapshot (it copies the record out under the snapshot's lock, then decodes).
+ * (tokens of the block, kv_heads, head_dim) contiguous in the manifest's dtype. All reading functions may run on
+ * several threads at once with the same snapshot: only the look-up is serialised, decoding is not, and goes straight
+ * from the map. CORRUPT when the record is damaged or missing; dst may then be half written.
  */
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
@@ -155,8 +160,12 @@ enum samkv_status samkv_snapshot_each_collection(struct samkv_snapshot *,
  * A document comes in pieces and shows itself at commit:
  *   begin → put_block for each block, put_index for each layer, in any order → commit | abort.
  * When a whole document with this key is there already, begin returns OK with *out = NULL: nothing to do but naming it.
- * put_* encode on the calling thread and queue; they block while too much is queued (bounded memory) and report what
- * the writer thread met (FULL, IO). A process killed before commit leaves nothing visible; the next open clears it.
+ * While another writer has the same key, or an earlier copy is being removed, begin waits for that: so a thread must
+ * not begin a second writer of a key that it is writing itself. BUSY when an earlier copy cannot be removed (full
+ * disk). put_* encode on the calling thread and queue; they block while too much is queued (bounded memory) and report
+ * what the writer thread met (FULL, IO). A process killed before commit leaves nothing visible; the next open clears
+ * it. commit wants every block, and the index of all layers or (a preamble) of none. bytes_* and, when 0,
+ * created_unix_s of the manifest are set by the store.
  */
 enum samkv_status samkv_writer_begin(struct samkv_store *, const struct samkv_manifest *, const int32_t *tokens,
                                      struct samkv_writer **out, struct samkv_error *) SAMKV_MUST_USE;

@@ -97,6 +97,35 @@ START_TEST(the_limit_holds_and_removing_makes_room)
 }
 END_TEST
 
+/* To the last page, with ever smaller things; then everything must still be removable. */
+START_TEST(a_store_that_is_full_to_the_brim_can_be_emptied)
+{
+    enum samkv_status st;
+    struct fixture_document tiny;
+    char id[SAMKV_ID_MAX_BYTES + 1], title[2001];
+    uint32_t names = 0;
+    store = fixture_open(&dir, (uint64_t)2 << 20);
+    uint32_t in = fill(0, &st);
+    fixture_document_make(&tiny, 1, (struct samkv_kv_shape){1, 1, 1, SAMKV_F32}, 1, 1);
+    remove_range(0, 1);
+    FIXTURE_OK(fixture_ingest(store, &tiny, "tiny", &err));
+    memset(title, 't', sizeof title - 1);
+    title[sizeof title - 1] = 0;
+    for (size_t length = sizeof title - 1; length; length /= 8) {
+        title[length] = 0;
+        do {
+            snprintf(id, sizeof id, "name%0*u", (int)(length / 10), names++);
+            st = samkv_store_name_put(store, "c", id, title, &tiny.m.key, &err);
+            ck_assert_uint_lt(names, 20000);
+        } while (st == SAMKV_OK);
+        ck_assert_int_eq(st, SAMKV_FULL);
+    }
+    remove_range(1, in);
+    FIXTURE_OK(fixture_ingest(store, &tiny, "more", &err));
+    fixture_document_free(&tiny);
+}
+END_TEST
+
 START_TEST(a_lowered_limit_keeps_what_is_there)
 {
     enum samkv_status st;
@@ -153,6 +182,7 @@ int main(void)
     TCase *tc = tcase_create("full");
     tcase_add_checked_fixture(tc, setup, teardown);
     tcase_add_loop_test(tc, the_limit_holds_and_removing_makes_room, 0, 2);
+    tcase_add_test(tc, a_store_that_is_full_to_the_brim_can_be_emptied);
     tcase_add_test(tc, a_lowered_limit_keeps_what_is_there);
     tcase_add_loop_test(tc, a_full_disk_fails_one_document_not_the_store, 0, 6);
     tcase_set_timeout(tc, 120);

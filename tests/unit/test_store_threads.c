@@ -40,7 +40,7 @@ static void write_some(uint64_t seed)
     struct samkv_error err;
     for (int i = 0; i < 60; i++) {
         uint64_t r = fixture_random(&seed);
-        char id[8];
+        char id[16];
         snprintf(id, sizeof id, "n%u", (unsigned)(r % 4));
         struct fixture_document d = document((uint32_t)(r >> 8) % 8);
         enum samkv_status st =
@@ -54,7 +54,7 @@ static void write_some(uint64_t seed)
 static void read_some(uint64_t seed)
 {
     do {
-        char id[8];
+        char id[16];
         struct samkv_snapshot *sn;
         struct samkv_name name;
         snprintf(id, sizeof id, "n%u", (unsigned)(fixture_random(&seed) % 4));
@@ -96,7 +96,7 @@ START_TEST(readers_see_whole_documents_while_writers_write)
     ck_assert_int_gt(found, 0);
     /* All references are accounted for: without names nothing stays. */
     for (uint32_t n = 0; n < 4; n++) {
-        char id[8];
+        char id[16];
         snprintf(id, sizeof id, "n%u", n);
         enum samkv_status st = samkv_store_name_remove(store, "c", id, NULL);
         ck_assert(st == SAMKV_OK || st == SAMKV_NOT_FOUND);
@@ -113,7 +113,7 @@ static void ingest_same(void *arg, int i)
 {
     struct fixture_document *d = arg;
     struct samkv_error err;
-    char id[8];
+    char id[16];
     snprintf(id, sizeof id, "n%d", i);
     failures += fixture_ingest(store, d, id, &err) != SAMKV_OK;
 }
@@ -126,7 +126,7 @@ START_TEST(the_same_document_from_many_threads)
     ck_assert_uint_eq(fixture_stats(store).documents, 1);
     ck_assert_uint_eq(fixture_stats(store).names, 8);
     for (int i = 0; i < 8; i++) {
-        char id[8];
+        char id[16];
         snprintf(id, sizeof id, "n%d", i);
         ck_assert_int_eq(fixture_check_name(store, id, &d), SAMKV_OK);
         ck_assert_int_eq(samkv_store_name_remove(store, "c", id, NULL), SAMKV_OK);
