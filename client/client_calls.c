@@ -138,12 +138,12 @@ enum samkv_status samkv_client_list(struct samkv_client *client, const char *col
     return status ? status : wait_for(client, request, reply, err);
 }
 
-enum samkv_status samkv_client_list_collections(struct samkv_client *client, struct samkv_reply *reply,
-                                                struct samkv_error *err)
+enum samkv_status samkv_client_list_collections(struct samkv_client *client, const char *after, uint32_t limit,
+                                                struct samkv_reply *reply, struct samkv_error *err)
 {
     uint64_t request;
     clear(reply);
-    enum samkv_status status = samkv_client_submit_list_collections(client, &request, err);
+    enum samkv_status status = samkv_client_submit_list_collections(client, after, limit, &request, err);
     return status ? status : wait_for(client, request, reply, err);
 }
 

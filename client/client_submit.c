@@ -142,11 +142,13 @@ enum samkv_status samkv_client_submit_list(struct samkv_client *client, const ch
     return samkv_client_submit(client, SAMKV_OPERATION_LIST, &message.base, request, err);
 }
 
-enum samkv_status samkv_client_submit_list_collections(struct samkv_client *client, uint64_t *request,
-                                                       struct samkv_error *err)
+enum samkv_status samkv_client_submit_list_collections(struct samkv_client *client, const char *after, uint32_t limit,
+                                                       uint64_t *request, struct samkv_error *err)
 {
     Samkv__ListRequest message = SAMKV__LIST_REQUEST__INIT;
     message.collections = true;
+    message.after = text(after);
+    message.limit = limit;
     return samkv_client_submit(client, SAMKV_OPERATION_LIST, &message.base, request, err);
 }
 

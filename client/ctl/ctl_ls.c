@@ -40,7 +40,7 @@ static const struct ctl_table document_table = {
     .right = {false, true, true, true, false, false},
 };
 
-static void print_page(const struct samkv_list_answer *page)
+static void print_documents(const struct samkv_list_answer *page)
 {
     struct ctl_table table = document_table;
     for (size_t i = 0; i < page->document_count; i++) {
@@ -58,40 +58,6 @@ static void print_page(const struct samkv_list_answer *page)
     if (page->document_count)
         ctl_table_print(&table, stdout);
     ctl_table_free(&table);
-}
-
-static int list_documents(struct ctl *ctl, const char *collection)
-{
-    json_t *all = ctl->common->json ? json_array() : NULL;
-    char after[512] = "";
-    struct samkv_error err = {.status = SAMKV_OK};
-    for (bool more = true; more;) {
-        struct samkv_reply reply;
-        if (samkv_client_list(ctl->client, collection, after, 0, &reply, &err))
-            break;
-        const struct samkv_list_answer *page = &reply.answer.list;
-        more = page->more && page->document_count;
-        if (page->document_count)
-            snprintf(after, sizeof after, "%s", page->documents[page->document_count - 1].id);
-        if (all) {
-            json_t *some = ctl_json_documents(page->documents, page->document_count);
-            json_array_extend(all, some);
-            json_decref(some);
-        } else {
-            print_page(page);
-        }
-        samkv_reply_deinit(&reply);
-    }
-    if (err.status) {
-        json_decref(all);
-        return ctl_fail(&err);
-    }
-    if (!all)
-        return CTL_DONE;
-    json_t *o = json_object();
-    json_object_set_new(o, "collection", ctl_json_text(collection ? collection : "default"));
-    json_object_set_new(o, "documents", all);
-    return ctl_json_print(o);
 }
 
 static void print_collections(const struct samkv_list_answer *list)
@@ -120,34 +86,70 @@ static void print_collections(const struct samkv_list_answer *list)
     ctl_table_free(&table);
 }
 
-static int list_collections(struct ctl *ctl)
+/* The last name of a page: where the next one goes on. NULL for an empty page. */
+static const char *last_name(const struct samkv_list_answer *page, bool collections)
 {
-    struct samkv_reply reply;
-    struct samkv_error err;
-    if (samkv_client_list_collections(ctl->client, &reply, &err))
-        return ctl_fail(&err);
-    const struct samkv_list_answer *list = &reply.answer.list;
-    int code = CTL_DONE;
-    if (ctl->common->json) {
-        json_t *o = json_object(), *all = json_array();
-        for (size_t i = 0; i < list->collection_count; i++)
-            json_array_append_new(all, ctl_json_collection(&list->collections[i]));
-        json_object_set_new(o, "collections", all);
-        code = ctl_json_print(o);
-    } else {
-        print_collections(list);
+    if (collections)
+        return page->collection_count ? page->collections[page->collection_count - 1].name : NULL;
+    return page->document_count ? page->documents[page->document_count - 1].id : NULL;
+}
+
+static void take_page(const struct samkv_list_answer *page, bool collections, json_t *all)
+{
+    if (!all && collections)
+        print_collections(page);
+    else if (!all)
+        print_documents(page);
+    for (size_t i = 0; all && collections && i < page->collection_count; i++)
+        json_array_append_new(all, ctl_json_collection(&page->collections[i]));
+    if (all && !collections) {
+        json_t *some = ctl_json_documents(page->documents, page->document_count);
+        json_array_extend(all, some);
+        json_decref(some);
     }
-    samkv_reply_deinit(&reply);
-    return code;
+}
+
+/* Page after page. all: NULL prints each as it comes. */
+static enum samkv_status walk(struct ctl *ctl, json_t *all, struct samkv_error *err)
+{
+    const struct ls_args *args = ctl->args;
+    char after[512] = "";
+    for (bool more = true; more;) {
+        struct samkv_reply reply;
+        enum samkv_status status = args->collections
+                                       ? samkv_client_list_collections(ctl->client, after, 0, &reply, err)
+                                       : samkv_client_list(ctl->client, args->collection, after, 0, &reply, err);
+        if (status)
+            return status;
+        const char *last = last_name(&reply.answer.list, args->collections);
+        more = reply.answer.list.more && last;
+        if (last)
+            snprintf(after, sizeof after, "%s", last);
+        take_page(&reply.answer.list, args->collections, all);
+        samkv_reply_deinit(&reply);
+    }
+    return SAMKV_OK;
 }
 
 static int run(struct ctl *ctl)
 {
     const struct ls_args *args = ctl->args;
+    struct samkv_error err;
     int code = ctl_connect(ctl);
     if (code)
         return code;
-    return args->collections ? list_collections(ctl) : list_documents(ctl, args->collection);
+    json_t *all = ctl->common->json ? json_array() : NULL;
+    if (walk(ctl, all, &err)) {
+        json_decref(all);
+        return ctl_fail(&err);
+    }
+    if (!all)
+        return CTL_DONE;
+    json_t *o = json_object();
+    if (!args->collections)
+        json_object_set_new(o, "collection", ctl_json_text(args->collection ? args->collection : "default"));
+    json_object_set_new(o, args->collections ? "collections" : "documents", all);
+    return ctl_json_print(o);
 }
 
 const struct ctl_command ctl_command_ls = {

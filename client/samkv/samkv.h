@@ -378,7 +378,9 @@ SAMKV_API enum samkv_status samkv_client_ask(struct samkv_client *, const struct
 SAMKV_API enum samkv_status samkv_client_list(struct samkv_client *, const char *collection, const char *after,
                                               uint32_t limit, struct samkv_reply *reply,
                                               struct samkv_error *err) SAMKV_MUST_USE;
-SAMKV_API enum samkv_status samkv_client_list_collections(struct samkv_client *, struct samkv_reply *reply,
+/* Likewise, by name. */
+SAMKV_API enum samkv_status samkv_client_list_collections(struct samkv_client *, const char *after, uint32_t limit,
+                                                          struct samkv_reply *reply,
                                                           struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_show(struct samkv_client *, const char *collection, const char *id,
                                               struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
@@ -416,7 +418,8 @@ SAMKV_API enum samkv_status samkv_client_submit_ask(struct samkv_client *, const
 SAMKV_API enum samkv_status samkv_client_submit_list(struct samkv_client *, const char *collection, const char *after,
                                                      uint32_t limit, uint64_t *request,
                                                      struct samkv_error *err) SAMKV_MUST_USE;
-SAMKV_API enum samkv_status samkv_client_submit_list_collections(struct samkv_client *, uint64_t *request,
+SAMKV_API enum samkv_status samkv_client_submit_list_collections(struct samkv_client *, const char *after,
+                                                                 uint32_t limit, uint64_t *request,
                                                                  struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_show(struct samkv_client *, const char *collection, const char *id,
                                                      uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
