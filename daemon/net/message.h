@@ -16,8 +16,9 @@ struct samkv_unpacked {
 };
 
 /*
- * INVALID for bytes that are no such message, TOO_LARGE for one that would take more than four times its bytes and a
- * MiB: a frame of empty parts would otherwise grow twentyfold in memory. samkv_message_free after OK.
+ * INVALID for bytes that are no such message and for texts with a NUL byte, TOO_LARGE for one that would take more than
+ * four times its bytes and a MiB: a frame of empty parts would otherwise grow twentyfold in memory. samkv_message_free
+ * after OK.
  */
 enum samkv_status samkv_message_unpack(const ProtobufCMessageDescriptor *, const struct samkv_buffer *payload,
                                        struct samkv_unpacked *out, struct samkv_error *) SAMKV_MUST_USE;

@@ -208,6 +208,32 @@ START_TEST(long_token_lists_are_unpacked)
 }
 END_TEST
 
+/* Unpacked texts end at their first NUL: "a\0b" must not pass for the document "a". */
+START_TEST(a_nul_in_a_text_is_seen)
+{
+    static const uint8_t id[] = {0x12, 3, 'a', 0, 'b'}, nested[] = {0x08, 1, 0x32, 4, 0x0a, 2, 'm', 0},
+                         text[] = {0x12, 1, 'a', 0x22, 2, 0, 0}, cut[] = {0x12, 3, 'a'}, good[] = {0x12, 1, 'a'};
+    const struct {
+        const ProtobufCMessageDescriptor *descriptor;
+        const uint8_t *bytes;
+        size_t count;
+        enum samkv_status status;
+    } cases[] = {
+        {&samkv__fetch_request__descriptor, id, sizeof id, SAMKV_INVALID},
+        {&samkv__ingest_request__descriptor, nested, sizeof nested, SAMKV_INVALID}, /* spec.model */
+        {&samkv__ingest_request__descriptor, text, sizeof text, SAMKV_OK},          /* a document's bytes may be any */
+        {&samkv__fetch_request__descriptor, cut, sizeof cut, SAMKV_INVALID},
+        {&samkv__fetch_request__descriptor, good, sizeof good, SAMKV_OK},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct samkv_buffer payload = {(uint8_t *)cases[i].bytes, cases[i].count, cases[i].count};
+        struct samkv_unpacked unpacked = {0};
+        ck_assert_int_eq(samkv_message_unpack(cases[i].descriptor, &payload, &unpacked, NULL), cases[i].status);
+        samkv_message_free(&unpacked);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("input");
@@ -220,6 +246,7 @@ int main(void)
     tcase_add_test(tc, unknown_or_wrong_flags_break_it);
     tcase_add_test(tc, a_message_of_many_parts_does_not_explode);
     tcase_add_test(tc, long_token_lists_are_unpacked);
+    tcase_add_test(tc, a_nul_in_a_text_is_seen);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
