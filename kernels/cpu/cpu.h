@@ -15,7 +15,15 @@
 
 #include "kernels/kernels.h"
 
-/* One query tile of attention: row kernels compute this many (query row, head) pairs against one KV head at once. */
+/* Sets beyond the base one need GCC's `#pragma GCC target`; clang (fuzzing) does with the portable kernels. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define SAMKV_CPU_X86 1
+#else
+#define SAMKV_CPU_X86 0
+#endif
+
+/* One query tile of attention: row kernels compute at most this many (query row, head) pairs against one KV head at
+ * once. */
 #define SAMKV_CPU_ATTENTION_ROWS 96
 /* Keys that are scored before the running maximum is updated. */
 #define SAMKV_CPU_ATTENTION_KEYS 64
@@ -24,7 +32,7 @@
 #define SAMKV_CPU_MAX_HEAD_DIM 1024
 
 /* Up to so many rows, a product reads the weights once from memory and oneDNN's packing does not pay. */
-#define SAMKV_CPU_SMALL_ROWS 8
+#define SAMKV_CPU_SMALL_ROWS 12
 
 /*
  * Rows [row0, row0 + rows) of one KV head's tile. Row r is query row r / group and query head
@@ -59,7 +67,7 @@ struct samkv_cpu_simd {
 };
 
 extern const struct samkv_cpu_simd samkv_cpu_simd_portable;
-#if defined(__x86_64__)
+#if SAMKV_CPU_X86
 extern const struct samkv_cpu_simd samkv_cpu_simd_avx2;   /* with FMA and F16C */
 extern const struct samkv_cpu_simd samkv_cpu_simd_avx512; /* F, BW, DQ and VL */
 #endif

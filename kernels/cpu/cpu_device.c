@@ -129,7 +129,7 @@ static const struct samkv_ops cpu_ops = {
     .block_scores = samkv_cpu_block_scores,
 };
 
-#if defined(__x86_64__)
+#if SAMKV_CPU_X86
 static bool has_avx2(void)
 {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
@@ -152,7 +152,7 @@ static const struct {
     const struct samkv_cpu_simd *simd;
     bool (*usable)(void);
 } instruction_sets[] = {
-#if defined(__x86_64__)
+#if SAMKV_CPU_X86
     {&samkv_cpu_simd_avx512, has_avx512},
     {&samkv_cpu_simd_avx2, has_avx2},
 #endif
@@ -168,7 +168,7 @@ static const struct {
 static const struct samkv_cpu_simd *choose_simd(void)
 {
     const char *wanted = getenv("SAMKV_CPU_ISA");
-#if defined(__x86_64__)
+#if SAMKV_CPU_X86
     __builtin_cpu_init();
 #endif
     for (size_t i = 0; wanted && i < INSTRUCTION_SETS; i++)

@@ -78,11 +78,12 @@ static void work_init(struct work *w, const struct samkv_cpu_tile *tile)
     }
 }
 
-/* Turns the queries, scaled, and notes what each row sees. */
+/* Turns the queries, scaled so that softmax is over powers of two, and notes what each row sees. */
 static void load_queries(struct work *w, const struct samkv_cpu_tile *tile)
 {
     const struct samkv_attention *a = w->a;
     int group = a->heads / a->kv_heads;
+    float scale = a->scale * 1.44269504088896341f;
     for (int r = 0; r < w->padded; r++) {
         if (r >= tile->rows) {
             for (int t = 0; t < w->dim; t++)
@@ -92,22 +93,34 @@ static void load_queries(struct work *w, const struct samkv_cpu_tile *tile)
         int i = (tile->row0 + r) / group, head = tile->kv_head * group + (tile->row0 + r) % group;
         const float *q = (const float *)a->q + (size_t)i * a->ldq + (size_t)head * (size_t)a->head_dim;
         for (int t = 0; t < w->dim; t++)
-            w->queries[(size_t)t * TILE_ROWS + (size_t)r] = q[t] * a->scale;
+            w->queries[(size_t)t * TILE_ROWS + (size_t)r] = q[t] * scale;
         w->first[r] = a->first ? a->first[i] : a->prefix;
         w->limit[r] = a->limit[i];
     }
 }
 
-/* S for SCORE_KEYS keys and `vectors` vectors of rows (a constant where this is inlined). */
+/*
+ * S for SCORE_KEYS keys and `vectors` vectors of rows (a constant where this is inlined). Loops over the sums
+ * are unrolled: rolled, they would keep the sums in memory instead of in registers.
+ */
 INLINE void score_step(const struct work *w, const float *k, size_t ld, int row, int vectors, float *out)
 {
-    vf sums[SCORE_KEYS][SCORE_VECTORS] = {0};
+    vf sums[SCORE_KEYS][SCORE_VECTORS];
     const float *q = w->queries + row;
+#pragma GCC unroll 8
+    for (int i = 0; i < SCORE_KEYS; i++)
+#pragma GCC unroll 8
+        for (int j = 0; j < vectors; j++)
+            sums[i][j] = (vf){0};
     for (int t = 0; t < w->dim; t++, q += TILE_ROWS)
+#pragma GCC unroll 8
         for (int i = 0; i < SCORE_KEYS; i++)
+#pragma GCC unroll 8
             for (int j = 0; j < vectors; j++)
                 sums[i][j] += k[(size_t)i * ld + (size_t)t] * vload(q + j * LANES);
+#pragma GCC unroll 8
     for (int i = 0; i < SCORE_KEYS; i++)
+#pragma GCC unroll 8
         for (int j = 0; j < vectors; j++)
             vstore(out + i * SCORES_LD + row + j * LANES, sums[i][j]);
 }
@@ -153,7 +166,7 @@ static void mask_lanes(const struct work *w, int row, int key, int count)
     }
 }
 
-/* Scores to weights e^(s - max), with the running maximum and sum brought up to date. */
+/* Scores to weights 2^(s - max), with the running maximum and sum brought up to date. */
 static void weigh_lanes(const struct work *w, int row, int count)
 {
     float *scores = w->scores + row;
@@ -166,14 +179,13 @@ static void weigh_lanes(const struct work *w, int row, int count)
     if (i < count)
         max0 = vmax(vload(scores + i * SCORES_LD), max0);
     vf max = vmax(max0, max1), sum = {0};
-    /* A row that has seen nothing yet: any other base makes all its weights 0 instead of e^0. */
-    vf base = vselect(max == LOWEST, vall(0.0f), max);
+    /* Until a row sees a key, masked ones weigh 1; alpha is 0 at its first key, which undoes that. */
     for (i = 0; i < count; i++) {
-        vf p = vexp(vload(scores + i * SCORES_LD) - base);
+        vf p = vexp2_softmax(vload(scores + i * SCORES_LD) - max);
         vstore(scores + i * SCORES_LD, p);
         sum += p;
     }
-    vf alpha = vexp(old - base);
+    vf alpha = vexp2_softmax(old - max);
     vstore(w->max + row, max);
     vstore(w->alpha + row, alpha);
     vstore(w->weight + row, vload(w->weight + row) * alpha + sum);
@@ -183,15 +195,21 @@ static void weigh_lanes(const struct work *w, int row, int count)
 INLINE void sum_step(const struct work *w, const float *v, size_t ld, int count, int row, int vectors, float *out)
 {
     vf sums[SUM_ROWS][SUM_VECTORS];
+#pragma GCC unroll 8
     for (int i = 0; i < SUM_ROWS; i++)
+#pragma GCC unroll 8
         for (int j = 0; j < vectors; j++)
             sums[i][j] = vload(out + i * w->out_ld + j * LANES) * w->alpha[row + i];
     const float *p = w->scores + row;
     for (int key = 0; key < count; key++, p += SCORES_LD, v += ld)
+#pragma GCC unroll 8
         for (int i = 0; i < SUM_ROWS; i++)
+#pragma GCC unroll 8
             for (int j = 0; j < vectors; j++)
                 sums[i][j] += p[i] * vload(v + j * LANES);
+#pragma GCC unroll 8
     for (int i = 0; i < SUM_ROWS; i++)
+#pragma GCC unroll 8
         for (int j = 0; j < vectors; j++)
             vstore(out + i * w->out_ld + j * LANES, sums[i][j]);
 }

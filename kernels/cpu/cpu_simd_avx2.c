@@ -1,6 +1,7 @@
 /* Row kernels for AVX2 with FMA and F16C: most x86-64 processors since 2013. */
-#if defined(__x86_64__)
 #include "kernels/cpu/cpu.h"
+
+#if SAMKV_CPU_X86
 
 #include <immintrin.h>
 #include <math.h>
@@ -20,6 +21,25 @@
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c")
+
+#define SIMD_OWN_OPERATIONS
+static inline __m256 vmax(__m256 a, __m256 b)
+{
+    return _mm256_max_ps(a, b);
+}
+
+static inline __m256 vround(__m256 x)
+{
+    return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+static inline __m256 vscale_above(__m256 x, float limit, __m256 p, __m256 n)
+{
+    __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+    __m256 small = _mm256_cmp_ps(x, _mm256_set1_ps(limit), _CMP_LT_OQ);
+    return _mm256_andnot_ps(small, _mm256_mul_ps(p, _mm256_castsi256_ps(power)));
+}
+
 #include "kernels/cpu/cpu_simd_vector.h"
 
 #define HALF_LANES 8

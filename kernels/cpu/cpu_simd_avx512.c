@@ -1,6 +1,7 @@
 /* Row kernels for AVX-512 as in Skylake servers, Ice Lake, Zen 4 and later. */
-#if defined(__x86_64__)
 #include "kernels/cpu/cpu.h"
+
+#if SAMKV_CPU_X86
 
 #include <immintrin.h>
 #include <math.h>
@@ -20,6 +21,23 @@
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
+
+#define SIMD_OWN_OPERATIONS
+static inline __m512 vmax(__m512 a, __m512 b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+static inline __m512 vround(__m512 x)
+{
+    return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+static inline __m512 vscale_above(__m512 x, float limit, __m512 p, __m512 n)
+{
+    return _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), p, n);
+}
+
 #include "kernels/cpu/cpu_simd_vector.h"
 
 #define HALF_LANES 16

@@ -220,7 +220,7 @@ START_TEST(test_threads)
     size_t rows = 200 * 576;
     float *q = numbers(rows, 1), *k = numbers(rows / 3, 2), *v = numbers(rows / 3, 3);
     float *outs[3] = {poison(rows), poison(rows), poison(rows)};
-    static const int threads[3] = {1, 2, 5};
+    static const int threads[3] = {1, 2, 40};
     int32_t limit[200];
     for (int i = 0; i < 200; i++)
         limit[i] = i + 1;
