@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(128) attend_plain(const attention_args a, int 
 
 /* ------------------------------------------------------------------ launchers */
 
-cudaError_t samkv_cuda_attention_prepare(void)
+cudaError_t samkv_cuda_attention_prepare(struct cuda_device *d)
 {
     const struct attention_variant *tables[] = {samkv_cuda_attention_bf16(), samkv_cuda_attention_f16()};
     for (int i = 0; i < 2; i++) {
@@ -104,7 +104,7 @@ cudaError_t samkv_cuda_attention_prepare(void)
                 return error;
         }
     }
-    return cudaSuccess;
+    return samkv_cuda_hopper_prepare(d);
 }
 
 /* The tiles for this call; NULL when only the plain kernel will do. */
@@ -122,16 +122,14 @@ static const struct attention_variant *variant_for(enum samkv_dtype dtype, const
 }
 
 /*
- * Splits so that the chip is full when there are few tiles. They depend on the sizes alone, and so does the result.
- * A split has two blocks at least, and all partial results fit the stream's workspace.
+ * Splits so that the chip, which takes `slots` tiles at a time, is full when there are fewer. They depend on the sizes
+ * alone, and so does the result. A split has two blocks of keys at least, and all partial results fit the workspace.
  */
-static int splits_for(const struct cuda_device *d, const struct attention_variant *v, const struct samkv_attention *a,
-                      int tiles)
+static int splits_for(const struct samkv_attention *a, size_t slots, int tiles, int keys)
 {
-    size_t slots = (size_t)d->processors * (size_t)v->resident, busy = (size_t)tiles * (size_t)a->kv_heads;
-    size_t rows = (size_t)a->n * (size_t)a->heads, blocks = (size_t)a->n_keys / (2 * (size_t)v->keys);
-    size_t room = (SAMKV_CUDA_WORKSPACE_BYTES - 64) / (rows * ((size_t)v->head_dim + 2) * sizeof(float));
-    size_t splits = slots / busy;
+    size_t rows = (size_t)a->n * (size_t)a->heads, blocks = (size_t)a->n_keys / (2 * (size_t)keys);
+    size_t room = (SAMKV_CUDA_WORKSPACE_BYTES - 64) / (rows * ((size_t)a->head_dim + 2) * sizeof(float));
+    size_t splits = slots / ((size_t)tiles * (size_t)a->kv_heads);
     splits = splits < blocks ? splits : blocks;
     splits = splits < room ? splits : room;
     splits = splits < MAX_SPLITS ? splits : MAX_SPLITS;
@@ -160,25 +158,43 @@ static attention_args args_of(const struct samkv_attention *a)
     return args;
 }
 
-static void launch_tiles(struct cuda_stream *s, const struct attention_variant *v, const struct samkv_attention *a,
-                         attention_args args)
+/* Cuts the rows into tiles and the keys into splits, and lays out the partial results in the stream's workspace. */
+static void cut(struct cuda_stream *s, const struct samkv_attention *a, int rows, int keys, int resident,
+                attention_args *args)
 {
-    size_t rows = (size_t)a->n * (size_t)args.group;
-    args.tiles = (int)((rows + (size_t)v->rows - 1) / (size_t)v->rows);
-    args.splits = splits_for(s->device, v, a, args.tiles);
-    size_t partial = (size_t)args.splits * rows * (size_t)a->kv_heads;
-    args.norms = (float2 *)s->workspace;
-    args.sums = (float *)(args.norms + (partial + 1) / 2 * 2);
+    size_t all = (size_t)a->n * (size_t)args->group;
+    args->tiles = (int)((all + (size_t)rows - 1) / (size_t)rows);
+    args->splits = splits_for(a, (size_t)s->device->processors * (size_t)resident, args->tiles, keys);
+    size_t partial = (size_t)args->splits * all * (size_t)a->kv_heads;
+    args->norms = (float2 *)s->workspace;
+    args->sums = (float *)(args->norms + (partial + 1) / 2 * 2);
+}
+
+static void combine(struct cuda_stream *s, const struct samkv_attention *a, const attention_args &args)
+{
+    unsigned grid = samkv_cuda_blocks((size_t)a->n * (size_t)a->heads, 4);
+    if (args.splits == 1)
+        return;
+    if (s->device->base.dtype == SAMKV_BF16)
+        combine_splits<__nv_bfloat16><<<grid, 128, 0, s->queue>>>(args, a->head_dim);
+    else
+        combine_splits<__half><<<grid, 128, 0, s->queue>>>(args, a->head_dim);
+}
+
+static void launch_tiles(struct cuda_stream *s, const struct attention_variant *v, const struct samkv_attention *a)
+{
+    attention_args args = args_of(a);
+    const struct hopper_variant *hopper = v->rows == 16 ? NULL : samkv_cuda_hopper_variant(s->device, a);
+    if (hopper) {
+        cut(s, a, SAMKV_CUDA_HOPPER_ROWS, samkv_cuda_hopper_keys(hopper), 1, &args);
+        if (samkv_cuda_hopper_launch(s, hopper, a, &args))
+            return combine(s, a, args);
+    }
+    cut(s, a, v->rows, v->keys, v->resident, &args);
     void *parameters[] = {&args};
     dim3 grid((unsigned)args.tiles * (unsigned)a->kv_heads * (unsigned)args.splits), block((unsigned)v->threads);
     samkv_cuda_check(s, cudaLaunchKernel(v->kernel, grid, block, parameters, v->shared_bytes, s->queue), "attention");
-    if (args.splits == 1)
-        return;
-    unsigned combining = samkv_cuda_blocks(rows * (size_t)a->kv_heads, 4);
-    if (s->device->base.dtype == SAMKV_BF16)
-        combine_splits<__nv_bfloat16><<<combining, 128, 0, s->queue>>>(args, a->head_dim);
-    else
-        combine_splits<__half><<<combining, 128, 0, s->queue>>>(args, a->head_dim);
+    combine(s, a, args);
 }
 
 static void launch_plain(struct cuda_stream *s, const struct samkv_attention *a, const attention_args &args)
@@ -200,7 +216,7 @@ void samkv_cuda_attention(struct samkv_stream *stream, const struct samkv_attent
     assert(a->heads % a->kv_heads == 0 && a->n_keys > 0 && a->scale > 0);
     const struct attention_variant *v = variant_for(s->device->base.dtype, a);
     if (v)
-        launch_tiles(s, v, a, args_of(a));
+        launch_tiles(s, v, a);
     else
         launch_plain(s, a, args_of(a));
     samkv_cuda_end(s, "attention");

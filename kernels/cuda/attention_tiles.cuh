@@ -2,34 +2,11 @@
 /*
  * Attention on tensor cores, in tiles (FlashAttention's scheme with the m16n8k16 instruction of sm_80 and later).
  *
- * Glossary
- *   tile     ROWS query rows that share a KV head. GQA is packed: row t of a KV head is query head t % group of token
- *            t / group, so that one read of K and V serves the whole group, and a causal tile spans few tokens.
+ * Glossary (more in attention_view.cuh)
  *   strip    16 query rows, the height of one tensor-core product. A warp holds STRIPS of them.
- *   block    KEYS keys, the step of the loop. K and V of the next block are fetched while this one is worked on.
- *   run      rows of a tile with the same `first`; together they see [first, max limit). Keys that no run sees are
- *            never read into a product: the cache may hold anything there, NaN included, and 0 · NaN is NaN.
- *   split    a share of a tile's blocks. Splits leave (unnormalised sums, maximum, normaliser) to a combining kernel.
- *
- * Softmax is online, in f32 and in powers of two: `scale_log2` is scale · log2(e).
+ *   block    KEYS keys; K and V of the next block are fetched while this one is worked on.
  */
-#include <stdint.h>
-
-#include "kernels/cuda/elements.cuh"
-
-struct attention_args {
-    const void *q, *k, *v;
-    void *out;
-    size_t ldq, ldo, ldkv;
-    int n, n_keys;
-    int group, kv_heads;
-    int prefix;
-    const int32_t *first, *limit;
-    float scale_log2;
-    int tiles, splits;
-    float *sums;   /* [splits, kv_heads, n * group, head_dim], when splits > 1 */
-    float2 *norms; /* [splits, kv_heads, n * group]: maximum (scaled) and normaliser */
-};
+#include "kernels/cuda/attention_view.cuh"
 
 /* ------------------------------------------------------------------ instructions */
 
@@ -82,122 +59,6 @@ __device__ __forceinline__ void multiply_add<__half>(float (&c)[4], const uint32
                  : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-
-__device__ __forceinline__ float power_of_two(float x)
-{
-    float y;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-    return y;
-}
-
-/* ------------------------------------------------------------------ what a tile sees */
-
-template <int ROWS>
-struct tile_view {
-    int first[ROWS], limit[ROWS];
-    int run_first[ROWS], run_limit[ROWS];
-    int runs;
-    int min_first, max_first, min_limit, max_limit;
-};
-
-/* Fills the view; rows behind the last one repeat it. Ends with a barrier. */
-template <int ROWS, int THREADS>
-__device__ void look(tile_view<ROWS> &view, const attention_args &a, int row0)
-{
-    int last = a.n * a.group - 1;
-    for (int r = (int)threadIdx.x; r < ROWS; r += THREADS) {
-        int token = min(row0 + r, last) / a.group;
-        view.first[r] = a.first ? a.first[token] : a.prefix;
-        view.limit[r] = min(a.limit[token], a.n_keys);
-    }
-    __syncthreads();
-    if (threadIdx.x < 32) {
-        int low = INT32_MAX, high = 0, short_limit = INT32_MAX, long_limit = 0;
-        for (int r = (int)threadIdx.x; r < ROWS; r += 32) {
-            low = min(low, view.first[r]);
-            high = max(high, view.first[r]);
-            short_limit = min(short_limit, view.limit[r]);
-            long_limit = max(long_limit, view.limit[r]);
-        }
-        low = __reduce_min_sync(0xffffffffu, low);
-        high = __reduce_max_sync(0xffffffffu, high);
-        short_limit = __reduce_min_sync(0xffffffffu, short_limit);
-        long_limit = __reduce_max_sync(0xffffffffu, long_limit);
-        if (threadIdx.x == 0) {
-            view.min_first = low;
-            view.max_first = high;
-            view.min_limit = short_limit;
-            view.max_limit = long_limit;
-            view.runs = 1;
-            view.run_first[0] = low;
-            view.run_limit[0] = long_limit;
-            if (low != high) {
-                int run = 0;
-                view.run_first[0] = view.first[0];
-                view.run_limit[0] = view.limit[0];
-                for (int r = 1; r < ROWS; r++) {
-                    if (view.first[r] != view.run_first[run]) {
-                        view.run_first[++run] = view.first[r];
-                        view.run_limit[run] = view.limit[r];
-                    }
-                    view.run_limit[run] = max(view.run_limit[run], view.limit[r]);
-                }
-                view.runs = run + 1;
-            }
-        }
-    }
-    __syncthreads();
-}
-
-/* Does some row see a key of [k0, k1)? */
-template <int ROWS>
-__device__ __forceinline__ bool any_sees(const tile_view<ROWS> &view, int prefix, int k0, int k1)
-{
-    if (k0 < prefix)
-        return true;
-    for (int i = 0; i < view.runs; i++)
-        if (view.run_first[i] < k1 && view.run_limit[i] > k0)
-            return true;
-    return false;
-}
-
-/* Does every row see all keys of [k0, k1)? Then nothing is masked. */
-template <int ROWS>
-__device__ __forceinline__ bool all_see(const tile_view<ROWS> &view, int prefix, int k0, int k1)
-{
-    return k1 <= prefix || (k1 <= view.min_limit && (k0 >= view.max_first || view.max_first <= prefix));
-}
-
-/* The blocks of a tile's keys in ascending order: those of the prefix, then those from the first `first` on. */
-template <int KEYS>
-struct block_list {
-    int prefix_blocks, gap, at, end;
-
-    template <int ROWS>
-    __device__ __forceinline__ block_list(const tile_view<ROWS> &view, int prefix, int split, int splits)
-    {
-        prefix_blocks = (prefix + KEYS - 1) / KEYS;
-        int from = max(prefix_blocks, view.min_first / KEYS), to = max(from, (view.max_limit + KEYS - 1) / KEYS);
-        int count = prefix_blocks + to - from, share = (count + splits - 1) / splits;
-        gap = from - prefix_blocks;
-        at = min(split * share, count);
-        end = min(at + share, count);
-    }
-
-    __device__ __forceinline__ int first_key(int index) const
-    {
-        return (index < prefix_blocks ? index : index + gap) * KEYS;
-    }
-
-    /* The first block from `index` on that some row sees; `end` when there is none. */
-    template <int ROWS>
-    __device__ __forceinline__ int seen_from(int index, const tile_view<ROWS> &view, int prefix) const
-    {
-        while (index < end && !any_sees(view, prefix, first_key(index), first_key(index) + KEYS))
-            index++;
-        return index;
-    }
-};
 
 /* ------------------------------------------------------------------ the kernel */
 
@@ -430,7 +291,9 @@ __global__ void __launch_bounds__(WARPS * 32, RESIDENT) attend_tile(const attent
     int kv_head = rest % a.kv_heads, split = rest / a.kv_heads;
 
     tile::fetch_queries(s, a, row0, kv_head);
-    look<tile::ROWS, tile::THREADS>(s.view, a, row0);
+    if (warp == 0)
+        look(s.view, a, row0);
+    __syncthreads();
     block_list<KEYS> blocks(s.view, a.prefix, split, a.splits);
     int block = blocks.seen_from(blocks.at, s.view, a.prefix), stage = 0;
     if (block < blocks.end)

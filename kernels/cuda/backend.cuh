@@ -26,7 +26,9 @@ struct cuda_stream;
 struct cuda_device {
     struct samkv_device base;
     int ordinal;
+    int major;          /* compute capability */
     int processors;     /* streaming multiprocessors */
+    void *encode_map;   /* the driver's cuTensorMapEncodeTiled on Hopper, else NULL */
     cudaMemPool_t pool; /* ours, so that memory given back stays bounded whatever else the process does */
     cudaStream_t allocations, releases;
     pthread_mutex_t lock;
@@ -116,5 +118,15 @@ void samkv_cuda_block_scores(struct samkv_stream *, const float *kmean, const fl
                              float *out);
 
 /* attention.cu; prepare raises the kernels' limits of shared memory on the current device */
-cudaError_t samkv_cuda_attention_prepare(void);
+cudaError_t samkv_cuda_attention_prepare(struct cuda_device *);
 void samkv_cuda_attention(struct samkv_stream *, const struct samkv_attention *);
+
+/* attention_hopper.cu; a variant for the head sizes that it has, else NULL. launch is false when the driver refuses. */
+struct attention_args;
+struct hopper_variant;
+#define SAMKV_CUDA_HOPPER_ROWS 128
+cudaError_t samkv_cuda_hopper_prepare(struct cuda_device *);
+const struct hopper_variant *samkv_cuda_hopper_variant(const struct cuda_device *, const struct samkv_attention *);
+int samkv_cuda_hopper_keys(const struct hopper_variant *);
+bool samkv_cuda_hopper_launch(struct cuda_stream *, const struct hopper_variant *, const struct samkv_attention *,
+                              const struct attention_args *);

@@ -306,6 +306,7 @@ static enum samkv_status open_device(struct cuda_device *d, struct samkv_error *
                           d->base.name, properties.major, properties.minor);
     if (!properties.memoryPoolsSupported)
         return samkv_fail(err, SAMKV_UNSUPPORTED, "%s has no memory pools: use a newer driver", d->base.name);
+    d->major = properties.major;
     d->processors = properties.multiProcessorCount;
     error = cudaSetDevice(d->ordinal);
     if (error == cudaSuccess)
@@ -315,7 +316,7 @@ static enum samkv_status open_device(struct cuda_device *d, struct samkv_error *
     if (error == cudaSuccess)
         error = open_pool(d);
     if (error == cudaSuccess)
-        error = samkv_cuda_attention_prepare();
+        error = samkv_cuda_attention_prepare(d);
     if (error != cudaSuccess)
         return samkv_fail(err, samkv_cuda_status(error), "%s cannot be used: %s", d->base.name,
                           cudaGetErrorString(error));

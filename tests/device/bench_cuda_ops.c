@@ -1,7 +1,7 @@
 /*
  * Time of every operation at the shapes of Llama-3.1-8B, beside its floor: bytes over the copy bandwidth and
  * operations over the rate of a large matrix product, both measured in the same run.
- *   bench_cuda_ops MODULE [bf16|f16]      one JSON object a line
+ *   bench_cuda_ops MODULE [bf16|f16 [WORD]]      one JSON object a line; only operations whose name has WORD
  */
 #include <math.h>
 #include <stdio.h>
@@ -26,6 +26,7 @@ struct bench {
     int32_t *ids, *limits, *offsets;
     double *inv_freq;
     double bytes_a_second, operations_a_second;
+    const char *only;
 };
 
 /* One operation at one size. `at` is the byte offset of this turn's operands in the pools. */
@@ -90,6 +91,8 @@ static double measure(struct bench *b, const struct job *j)
 
 static void report(struct bench *b, const struct job *j)
 {
+    if (!strstr(j->name, b->only))
+        return;
     double seconds = measure(b, j);
     double memory = j->bytes / b->bytes_a_second, compute = j->operations / b->operations_a_second;
     double floor = memory > compute ? memory : compute;
@@ -381,6 +384,7 @@ int main(int argc, char **argv)
     b.device = p.gpu;
     b.stream = p.gpu_stream;
     b.ops = p.gpu->ops;
+    b.only = argc > 3 ? argv[3] : "";
     set_up(&b, &p);
     measure_ceilings(&b);
     for (int n = 2458; n <= 16384; n += 16384 - 2458) {

@@ -41,6 +41,9 @@ step() { # NAME SECONDS LOG COMMAND...
 if [[ $steps == *" test "* ]]; then
     step test 120 test.log "${ours[@]}" "$folder/test_cuda_ops" "$folder/samkv_cuda.so"
     tail -n 2 "$out/test.log"
+    step test-ampere 120 test-ampere.log "${ours[@]}" SAMKV_CUDA_NO_HOPPER=1 "$folder/test_cuda_ops" \
+        "$folder/samkv_cuda.so" bf16
+    tail -n 1 "$out/test-ampere.log"
 fi
 if [[ $steps == *" bench "* ]]; then
     step bench 150 bench.jsonl "${ours[@]}" "$folder/bench_cuda_ops" "$folder/samkv_cuda.so" bf16
