@@ -102,6 +102,25 @@ enum samkv_status samkv_pool_new(int workers, int queue, struct samkv_pool **out
     return SAMKV_OK;
 }
 
+static struct pool_job *pop_any(struct samkv_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    struct pool_job *job = pop(&pool->queues[SAMKV_URGENT]);
+    if (!job)
+        job = pop(&pool->queues[SAMKV_RELAXED]);
+    pthread_mutex_unlock(&pool->lock);
+    return job;
+}
+
+void samkv_pool_drop_queued(struct samkv_pool *pool)
+{
+    struct pool_job *job;
+    while ((job = pop_any(pool))) {
+        job->fn(job->arg, true);
+        free(job);
+    }
+}
+
 void samkv_pool_free(struct samkv_pool *pool)
 {
     if (!pool)
@@ -112,13 +131,7 @@ void samkv_pool_free(struct samkv_pool *pool)
     pthread_mutex_unlock(&pool->lock);
     for (int i = 0; i < pool->workers; i++)
         pthread_join(pool->threads[i], NULL);
-    for (int i = 0; i < 2; i++) {
-        struct pool_job *job;
-        while ((job = pop(&pool->queues[i]))) {
-            job->fn(job->arg, true);
-            free(job);
-        }
-    }
+    samkv_pool_drop_queued(pool);
     pthread_cond_destroy(&pool->arrived);
     pthread_mutex_destroy(&pool->lock);
     free(pool);

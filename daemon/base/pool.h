@@ -16,6 +16,9 @@ enum samkv_status samkv_pool_new(int workers, int queue, struct samkv_pool **out
 /* Waits for running jobs and drops queued ones by calling them with cancelled = true. NULL is allowed. */
 void samkv_pool_free(struct samkv_pool *);
 
+/* Calls what is queued now with cancelled = true, on the caller's thread; running jobs go on. Any thread. */
+void samkv_pool_drop_queued(struct samkv_pool *);
+
 /* Never blocks. OK, or BUSY when the queue is full (then fn is not called). Any thread. */
 enum samkv_status samkv_pool_submit(struct samkv_pool *, enum samkv_urgency, void (*fn)(void *arg, bool cancelled),
                                     void *arg) SAMKV_MUST_USE;

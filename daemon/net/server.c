@@ -62,6 +62,7 @@ static void begin_stop(struct samkv_server *server, int signal)
     atomic_store(&server->service->stopping, true);
     server->stopping_since_ms = uv_now(&server->loop) + 1;
     stop_listening(server);
+    samkv_pool_drop_queued(server->pool); /* they are refused now, not when a worker comes to them */
     samkv_server_after_change(server);
 }
 

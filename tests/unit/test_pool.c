@@ -169,6 +169,28 @@ START_TEST(what_waits_when_free_begins_does_not_run)
 }
 END_TEST
 
+START_TEST(dropping_what_is_queued_leaves_what_runs)
+{
+    struct samkv_pool *pool;
+    struct job running, queued[2], after;
+    ck_assert_int_eq(samkv_pool_new(2, 5, &pool), SAMKV_OK);
+    submit(pool, SAMKV_RELAXED, &running);
+    sem_wait(&running.began);
+    submit(pool, SAMKV_RELAXED, &queued[0]);
+    submit(pool, SAMKV_RELAXED, &queued[1]);
+    samkv_pool_drop_queued(pool);
+    for (int i = 0; i < 2; i++)
+        ck_assert_int_eq(atomic_load(&queued[i].cancelled), 1);
+    ck_assert_int_eq(atomic_load(&running.cancelled), 0);
+    sem_post(&running.go);
+    submit(pool, SAMKV_RELAXED, &after); /* it takes new ones */
+    sem_wait(&after.began);
+    sem_post(&after.go);
+    samkv_pool_free(pool);
+    ck_assert_int_eq(atomic_load(&running.runs) + atomic_load(&after.runs), 2);
+}
+END_TEST
+
 struct loop {
     atomic_int visits[101];
     pthread_t caller;
@@ -209,6 +231,7 @@ int main(void)
     tcase_add_test(tc, a_full_queue_is_busy_for_its_class);
     tcase_add_test(tc, free_finishes_running_jobs_and_cancels_queued_ones);
     tcase_add_test(tc, what_waits_when_free_begins_does_not_run);
+    tcase_add_test(tc, dropping_what_is_queued_leaves_what_runs);
     tcase_add_test(tc, parallel_for_visits_each_index_once);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
