@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "daemon/base/log.h"
+#include "daemon/base/spin.h"
 #include "daemon/net/server.h"
 #include "daemon/net/settings.h"
 #include "daemon/samkv/models.h"
@@ -93,6 +94,7 @@ int main(int argc, char **argv)
     struct samkv_settings settings;
     struct samkv_error err;
     int exit_code = EXIT_SUCCESS;
+    samkv_spin_briefly(argv);
     umask(0027);
     if (samkv_settings_read(&settings, argc, argv, getenv, &err) != SAMKV_OK) {
         fprintf(stderr, "samkvd: %s\n", err.text);

@@ -1,0 +1,267 @@
+/*
+ * The main job, measured: ten documents go in, and a question over them is fetched sparsely and prefilled in full, by
+ * the same kernels in the same run.
+ *
+ *   bench_fetch MODEL QUESTIONS.jsonl [RATIO]
+ *
+ * QUESTIONS.jsonl: {"question", "documents": [{"text"}, ...]} a line; the first line is used. Times are medians. The
+ * floor beside each is FLOPs over the rate that this device reaches on a large square product (2048³, f32).
+ */
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "daemon/base/spin.h"
+#include "daemon/fetch/ask.h"
+#include "daemon/fetch/fetch.h"
+#include "daemon/ingest/ingest.h"
+
+#define PREAMBLE      "<|im_start|>system\nAnswer with a few words, from the documents.<|im_end|>\n<|im_start|>user\n"
+#define MAX_DOCUMENTS 64
+#define REPEATS       5
+
+static double now_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+}
+
+static int by_value(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(double *values, int count)
+{
+    qsort(values, (size_t)count, sizeof *values, by_value);
+    return values[count / 2];
+}
+
+static void die(const char *what, const struct samkv_error *err)
+{
+    fprintf(stderr, "bench_fetch: %s: %s\n", what, err->text);
+    exit(1);
+}
+
+/* GFLOP/s of a 2048³ product. */
+static double measure_peak(const struct samkv_engine *e)
+{
+    enum { N = 2048 };
+    const struct samkv_ops *ops = e->device->ops;
+    float *host = malloc((size_t)N * N * sizeof *host);
+    void *x, *w, *y;
+    double best = 1e30;
+    if (!host || ops->alloc(e->device, N * N * 4, &x) || ops->alloc(e->device, N * N * 4, &w) ||
+        ops->alloc(e->device, N * N * 4, &y))
+        exit(1);
+    for (size_t i = 0; i < (size_t)N * N; i++)
+        host[i] = (float)rand() / (float)RAND_MAX - 0.5f;
+    ops->upload(e->stream, x, host, N * N * 4);
+    ops->upload(e->stream, w, host, N * N * 4);
+    for (int i = 0; i < 8; i++) {
+        const struct samkv_matmul m = {.x = x, .ldx = N, .w = w, .y = y, .ldy = N, .n = N, .in = N, .out = N};
+        double start = now_ms();
+        ops->matmul(e->stream, &m);
+        if (ops->sync(e->stream, NULL))
+            exit(1);
+        double ms = now_ms() - start;
+        best = ms < best ? ms : best;
+    }
+    ops->release(e->device, x);
+    ops->release(e->device, w);
+    ops->release(e->device, y);
+    free(host);
+    return 2.0 * N * N * N / best * 1e-6;
+}
+
+/* GFLOP of `rows` tokens through all layers, each attending to `keys` on average. */
+static double gflop(const struct samkv_model_config *c, double rows, double keys)
+{
+    double q = (double)c->heads * c->head_dim, kv = (double)c->kv_heads * c->head_dim;
+    double per_row = c->hidden * (q + 2 * kv) + q * c->hidden + 3.0 * c->hidden * c->ffn + 2 * q * keys;
+    return 2 * per_row * rows * c->layers * 1e-9;
+}
+
+struct bench {
+    struct samkv_models *models;
+    struct samkv_store *store;
+    const char *ids[MAX_DOCUMENTS];
+    char names[MAX_DOCUMENTS][16];
+    size_t documents;
+    uint32_t tokens;
+    double ingest_ms, prefill_ms, ingest_gflop;
+    uint64_t raw, stored;
+};
+
+static void ingest_all(struct bench *b, json_t *documents)
+{
+    const struct samkv_model_config *c = &b->models->engines[0].model->config;
+    struct samkv_error err = {0};
+    size_t i;
+    json_t *document;
+    double start = now_ms();
+    json_array_foreach(documents, i, document)
+    {
+        const char *text = json_string_value(json_object_get(document, "text"));
+        struct samkv_ingest_result result;
+        if (i == MAX_DOCUMENTS)
+            break;
+        snprintf(b->names[i], sizeof b->names[i], "d%zu", i);
+        b->ids[i] = b->names[i];
+        const struct samkv_ingest_request request = {
+            .id = b->ids[i],
+            .text = text,
+            .text_bytes = strlen(text),
+            .spec = {.preamble_text = PREAMBLE,
+                     .preamble_bytes = strlen(PREAMBLE),
+                     .has_preamble = true,
+                     .preamble_is_text = true,
+                     .block_tokens = -1,
+                     .init_tokens = -1,
+                     .local_tokens = -1},
+        };
+        if (samkv_ingest(b->models, b->store, &request, &result, &err))
+            die("ingest", &err);
+        b->tokens += result.documents[0].tokens;
+        b->raw += result.documents[0].bytes_raw;
+        b->stored += result.documents[0].bytes_stored;
+        b->prefill_ms += result.prefill_ms;
+        b->ingest_gflop += gflop(c, result.documents[0].tokens, result.documents[0].tokens / 2.0 + 20);
+        b->documents++;
+        samkv_ingest_result_deinit(&result);
+    }
+    b->ingest_ms = now_ms() - start;
+}
+
+static bool on_text(void *arg, const char *text, size_t bytes)
+{
+    (void)arg;
+    (void)text;
+    (void)bytes;
+    return true;
+}
+
+/* One token of an answer by this method: milliseconds until it is known. */
+static double ask_ms(struct bench *b, enum samkv_ask_method method, double ratio, const char *question,
+                     struct samkv_ask_result *out)
+{
+    struct samkv_error err = {0};
+    struct samkv_ask_request r = {
+        .question = question, .question_bytes = strlen(question), .method = method, .max_tokens = 1};
+    samkv_fetch_request_init(&r.fetch);
+    r.fetch.ids = b->ids;
+    r.fetch.id_count = b->documents;
+    r.fetch.ratio = ratio;
+    if (samkv_ask(b->models, b->store, &r, on_text, NULL, out, &err))
+        die("ask", &err);
+    return out->first_token_ms;
+}
+
+static double median_ask_ms(struct bench *b, enum samkv_ask_method method, double ratio, const char *question,
+                            uint32_t *rows)
+{
+    double ms[REPEATS];
+    for (int i = 0; i < REPEATS; i++) {
+        struct samkv_ask_result result;
+        ms[i] = ask_ms(b, method, ratio, question, &result);
+        *rows = result.prompt_tokens;
+        samkv_ask_result_deinit(&result);
+    }
+    return median(ms, REPEATS);
+}
+
+static void fetch_once(struct bench *b, double ratio, const char *question, struct samkv_fetch_result *out)
+{
+    struct samkv_error err = {0};
+    struct samkv_fetch_request r;
+    samkv_fetch_request_init(&r);
+    r.ids = b->ids;
+    r.id_count = b->documents;
+    r.ratio = ratio;
+    r.query_text = question;
+    r.query_bytes = strlen(question);
+    r.with_query = true;
+    if (samkv_fetch(b->models, b->store, &r, out, &err))
+        die("fetch", &err);
+}
+
+static void report_fetch(struct bench *b, double ratio, const char *question, double peak, double full_ms)
+{
+    const struct samkv_model_config *c = &b->models->engines[0].model->config;
+    struct samkv_fetch_result r;
+    double ms[REPEATS];
+    for (int i = 0; i < REPEATS; i++) {
+        fetch_once(b, ratio, question, &r);
+        ms[i] = r.timing_ms.total;
+        if (i + 1 < REPEATS)
+            samkv_fetch_result_deinit(&r);
+    }
+    double total = median(ms, REPEATS), work = gflop(c, r.recompute_ratio * r.total_tokens, r.kept_tokens / 2.0);
+    const struct samkv_fetch_timing *t = &r.timing_ms;
+    printf("fetch at %.2f, with the query      %9.1f ms   floor %7.1f ms   %.1fx faster than the full prefill\n", ratio,
+           total, work / peak * 1e3, full_ms / total);
+    printf("  of its last run: index+anchors %.1f, query %.1f, select %.1f, read %.1f, recompute %.1f, reply %.1f ms\n",
+           t->index, t->query, t->select, t->read, t->recompute, t->reply);
+    printf("  kept %u of %u tokens (%.1f %%), read %.1f of %.1f MB stored (%.1f %%)\n", r.kept_tokens, r.total_tokens,
+           100 * r.sequence_ratio, (double)r.bytes_read * 1e-6, (double)r.bytes_stored * 1e-6,
+           100.0 * (double)r.bytes_read / (double)r.bytes_stored);
+    samkv_fetch_result_deinit(&r);
+}
+
+static void report(struct bench *b, double ratio, const char *question)
+{
+    const struct samkv_engine *e = &b->models->engines[0];
+    double peak = measure_peak(e);
+    uint32_t rows = 0;
+    printf("device %s, product 2048^3: %.0f GFLOP/s\n", e->device->name, peak);
+    printf("%zu documents of %.0f tokens, %.1f MB of KV, %.1f MB stored (%.2fx smaller)\n", b->documents,
+           (double)b->tokens / (double)b->documents, (double)b->raw * 1e-6, (double)b->stored * 1e-6,
+           (double)b->raw / (double)b->stored);
+    printf("ingest, to disk                    %9.0f tokens/s   %.0f %% of the product's rate\n",
+           b->tokens / b->ingest_ms * 1e3, 100 * b->ingest_gflop / b->ingest_ms * 1e3 / peak);
+    printf("  its prefill alone                %9.0f tokens/s   %.0f %%\n", b->tokens / b->prefill_ms * 1e3,
+           100 * b->ingest_gflop / b->prefill_ms * 1e3 / peak);
+    double full = median_ask_ms(b, SAMKV_ASK_FULL, ratio, question, &rows);
+    printf("full prefill of the prompt         %9.1f ms   floor %7.1f ms   (%u tokens)\n", full,
+           gflop(&e->model->config, rows, rows / 2.0) / peak * 1e3, rows);
+    double reuse = median_ask_ms(b, SAMKV_ASK_REUSE, ratio, question, &rows);
+    printf("naive reuse of everything stored   %9.1f ms\n", reuse);
+    report_fetch(b, ratio, question, peak, full);
+}
+
+int main(int argc, char **argv)
+{
+    struct bench b = {0};
+    struct samkv_error err = {0};
+    char directory[] = "/tmp/samkv-bench-XXXXXX", command[64];
+    samkv_spin_briefly(argv);
+    if (argc < 3) {
+        fprintf(stderr, "usage: bench_fetch MODEL QUESTIONS.jsonl [RATIO]\n");
+        return 2;
+    }
+    FILE *f = fopen(argv[2], "re");
+    json_t *line = f ? json_loadf(f, JSON_DISABLE_EOF_CHECK, NULL) : NULL;
+    const char *question = json_string_value(json_object_get(line, "question"));
+    if (!question || !mkdtemp(directory)) {
+        fprintf(stderr, "bench_fetch: cannot read a question from %s\n", argv[2]);
+        return 1;
+    }
+    fclose(f);
+    const struct samkv_models_options models = {
+        .specs = (const char *const *)&argv[1], .spec_count = 1, .device = "auto", .dtype = -1};
+    const struct samkv_store_options store = {.path = directory, .codec = SAMKV_CODEC_ZSTD};
+    if (samkv_models_open(&models, &b.models, &err) || samkv_store_open(&store, &b.store, &err))
+        die("start", &err);
+    ingest_all(&b, json_object_get(line, "documents"));
+    report(&b, argc > 3 ? atof(argv[3]) : 0.15, question);
+    samkv_store_close(b.store);
+    samkv_models_close(b.models);
+    json_decref(line);
+    snprintf(command, sizeof command, "rm -r %s", directory);
+    return system(command) ? 1 : 0;
+}
