@@ -12,6 +12,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/net/message.h"
+#include "daemon/net/request.h"
 #include "daemon/net/server.h"
 
 /* ------------------------------------------------------------------ a daemon without models, in a thread */
@@ -350,6 +351,20 @@ START_TEST(clients_beyond_the_limit_are_told)
 }
 END_TEST
 
+/* An answer in pieces stops when its client is gone, or does not read: a worker never waits for it. */
+START_TEST(a_slow_reader_stops_its_answer)
+{
+    struct samkv_request request = {.frame = {.type = SAMKV_TYPE_ASK, .request_id = 1}};
+    const Samkv__AskReply piece = SAMKV__ASK_REPLY__INIT;
+    struct samkv_error err;
+    atomic_store(&request.backlog_bytes, 64u << 20);
+    ck_assert_int_eq(samkv_request_more(&request, &piece.base, &err), SAMKV_BUSY);
+    atomic_store(&request.backlog_bytes, 0);
+    samkv_request_cancel(&request);
+    ck_assert_int_eq(samkv_request_more(&request, &piece.base, &err), SAMKV_CANCELLED);
+}
+END_TEST
+
 START_TEST(the_socket_is_ours_or_it_is_left_alone)
 {
     char directory[] = "/tmp/samkv-listen-XXXXXX", path[64], long_path[200];
@@ -425,6 +440,7 @@ int main(void)
     tcase_add_test(tc, many_clients_at_once);
     tcase_add_test(tc, stopping_with_clients_connected);
     tcase_add_test(tc, clients_beyond_the_limit_are_told);
+    tcase_add_test(tc, a_slow_reader_stops_its_answer);
     tcase_add_test(tc, the_socket_is_ours_or_it_is_left_alone);
     tcase_add_test(tc, a_socket_that_systemd_passes);
     suite_add_tcase(suite, tc);
