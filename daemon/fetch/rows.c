@@ -69,6 +69,8 @@ static void copy_rows(const struct samkv_stage *to, size_t to_row, const struct 
                       size_t rows)
 {
     size_t bytes = rows * samkv_kv_width(&to->shape) * samkv_dtype_bytes(to->shape.dtype);
+    if (!bytes) /* no preamble: there is no stage to copy from */
+        return;
     for (uint32_t l = 0; l < to->shape.layers; l++) {
         memcpy(samkv_stage_row(to, l, false, to_row), samkv_stage_row(from, l, false, from_row), bytes);
         memcpy(samkv_stage_row(to, l, true, to_row), samkv_stage_row(from, l, true, from_row), bytes);
