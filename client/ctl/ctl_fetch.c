@@ -103,12 +103,15 @@ static void print_timing(const struct samkv_figures *f)
     const struct {
         const char *name;
         double ms;
-    } parts[] = {{"queue", t->queue}, {"index", t->index},         {"query", t->query}, {"select", t->select},
-                 {"read", t->read},   {"recompute", t->recompute}, {"reply", t->reply}};
-    printf("%.1f ms on ", t->total);
-    ctl_put(stdout, f->backend, strlen(f->backend), -1, false);
+    } parts[] = {
+        {"queue", t->queue}, {"index", t->index},         {"query", t->query}, {"select", t->select},
+        {"read", t->read},   {"recompute", t->recompute}, {"reply", t->reply},
+    };
+    printf("%.1f ms:", t->total);
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
-        printf("%s%s %.1f", i ? ", " : ": ", parts[i].name, parts[i].ms);
+        printf("%s %s %.1f", i ? "," : "", parts[i].name, parts[i].ms);
+    fputs("; on ", stdout);
+    ctl_put(stdout, f->backend, strlen(f->backend), -1, false);
     putchar('\n');
 }
 
@@ -118,12 +121,12 @@ static void print_cache(const struct samkv_cache *cache, const struct ctl_texts 
     struct ctl_buffer size;
     print_documents(cache, ids);
     ctl_print_ratios(f, stdout);
-    printf("\ncache: %u rows (%u of the preamble), %u layers of (%u, %u) %s, %s; stable layers", cache->rows,
-           f->preamble_tokens, cache->layers, cache->kv_heads, cache->head_dim, samkv_dtype_name(cache->dtype),
-           ctl_bytes(&size, cache->memory_bytes));
+    printf("\ncache of %u rows, %u layers, (%u, %u) %s: %s; goes on at position %u; stable layers", cache->rows,
+           cache->layers, cache->kv_heads, cache->head_dim, samkv_dtype_name(cache->dtype),
+           ctl_bytes(&size, cache->memory_bytes), f->next_position);
     for (size_t i = 0; i < f->stable_layer_count; i++)
         printf("%s%u", i ? "," : " ", f->stable_layers[i]);
-    printf("; goes on at position %u\n", f->next_position);
+    putchar('\n');
     print_timing(f);
 }
 

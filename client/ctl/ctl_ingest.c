@@ -112,7 +112,8 @@ static void show_progress(struct ingest *in)
         at += (size_t)snprintf(text + at, sizeof text - at, "  %s tokens/s",
                                ctl_count(&a, (uint64_t)((double)in->tokens / seconds)));
     double share = in->size.bytes > 0 ? (double)in->source_bytes / (double)in->size.bytes : -1;
-    if (share > 0 && share <= 1 && seconds > 1)
+    /* What fails or is skipped says nothing about the rest. */
+    if (share > 0 && share <= 1 && in->tokens)
         at +=
             (size_t)snprintf(text + at, sizeof text - at, "  ETA %s", ctl_duration(&a, seconds * (1 - share) / share));
     if (interrupted)

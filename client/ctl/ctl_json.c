@@ -115,7 +115,7 @@ void ctl_json_figures(json_t *o, const struct samkv_figures *f)
 int ctl_json_print(json_t *object)
 {
     size_t shape = ctl_is_terminal(stdout) ? JSON_INDENT(2) : 0;
-    int failed = json_dumpf(object, stdout, shape | JSON_REAL_PRECISION(12));
+    int failed = json_dumpf(object, stdout, shape | JSON_REAL_PRECISION(15));
     json_decref(object);
     fputc('\n', stdout);
     if (failed)

@@ -66,7 +66,7 @@ static enum samkv_status push_text(void *list, const char *item, struct samkv_er
 static enum samkv_status push_number(void *list, const char *item, struct samkv_error *err)
 {
     struct ctl_numbers *numbers = list;
-    int64_t value;
+    int64_t value = 0;
     enum samkv_status status = ctl_parse_integer(item, 0, UINT32_MAX, &value, err);
     if (status)
         return status;
@@ -81,7 +81,7 @@ static enum samkv_status push_number(void *list, const char *item, struct samkv_
 static enum samkv_status push_token(void *list, const char *item, struct samkv_error *err)
 {
     struct ctl_tokens *tokens = list;
-    int64_t value;
+    int64_t value = 0;
     enum samkv_status status = ctl_parse_integer(item, INT32_MIN, INT32_MAX, &value, err);
     if (status)
         return status;

@@ -23,11 +23,11 @@ static void defaults(void *args)
     ((struct ping_args *)args)->count = 100;
 }
 
-static double now_us(void)
+static int64_t now_ns(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
 static int by_value(const void *a, const void *b)
@@ -68,10 +68,10 @@ static int run(struct ctl *ctl)
         return CTL_FAILED;
     }
     for (size_t i = 0; i < count && !code; i++) {
-        double start = now_us();
+        int64_t start = now_ns();
         if (samkv_client_ping(ctl->client, &err))
             code = ctl_fail(&err);
-        us[i] = now_us() - start;
+        us[i] = (double)(now_ns() - start) / 1e3;
     }
     if (!code)
         code = report(ctl, us, count);

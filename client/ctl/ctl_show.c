@@ -26,7 +26,7 @@ static void print_document(const struct samkv_show_answer *a)
 {
     const struct samkv_document_info *d = &a->document;
     const struct samkv_collection_info *c = &a->collection;
-    struct ctl_buffer tokens, raw, stored, index, added, share;
+    struct ctl_buffer tokens, raw, stored, index, added;
     field("id", d->id);
     if (*d->title)
         field("title", d->title);
@@ -34,9 +34,8 @@ static void print_document(const struct samkv_show_answer *a)
     field("model", c->model);
     printf("%-12s%s in %u blocks of %u, behind %u of the preamble\n", "tokens", ctl_count(&tokens, d->tokens),
            d->blocks, c->block_tokens, c->preamble_tokens);
-    printf("%-12s%s of %s (%s), index %s\n", "stored", ctl_bytes(&stored, d->bytes_stored),
-           ctl_bytes(&raw, d->bytes_raw), ctl_percent(&share, (double)d->bytes_stored, (double)d->bytes_raw),
-           ctl_bytes(&index, d->bytes_index));
+    printf("%-12s%s for %s of KV, index included (%s)\n", "stored", ctl_bytes(&stored, d->bytes_stored),
+           ctl_bytes(&raw, d->bytes_raw), ctl_bytes(&index, d->bytes_index));
     field("added", ctl_time(&added, d->created_unix_s));
     field("key", d->key);
     if (!a->text_bytes)

@@ -101,10 +101,14 @@ static void print_status(const struct ctl *ctl, const struct samkv_status_answer
            (unsigned long long)s->connections, ctl_bytes(&resident, s->resident_bytes));
     print_store(s);
     print_models(s);
+    const char *title = "counters";
     for (size_t i = 0; i < s->counter_count; i++) {
-        printf("%-10s", i ? "" : "counters");
+        if (s->counters[i].value == 0)
+            continue;
+        printf("%-10s", title);
         put(s->counters[i].name);
         printf(" %.15g\n", s->counters[i].value);
+        title = "";
     }
 }
 
