@@ -1,4 +1,5 @@
 /* samkvd: options → log → store → models → listen → serve. Every step that fails says in one line what to do. */
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/stat.h>
@@ -89,12 +90,25 @@ static int serve(const struct samkv_settings *s)
     return exit_code;
 }
 
+/*
+ * KV caches come and go in tens of megabytes. Given to the kernel directly they are gone when they are freed; by
+ * default glibc learns to keep such blocks in its heaps, and a daemon that rests would hold what its busiest minute
+ * needed.
+ */
+static void return_large_blocks(void)
+{
+    mallopt(M_MMAP_THRESHOLD, 1 << 20);
+    mallopt(M_TRIM_THRESHOLD, 8 << 20);
+    mallopt(M_ARENA_MAX, 4);
+}
+
 int main(int argc, char **argv)
 {
     struct samkv_settings settings;
     struct samkv_error err;
     int exit_code = EXIT_SUCCESS;
     samkv_spin_briefly(argv);
+    return_large_blocks();
     umask(0027);
     if (samkv_settings_read(&settings, argc, argv, getenv, &err) != SAMKV_OK) {
         fprintf(stderr, "samkvd: %s\n", err.text);
