@@ -1,7 +1,7 @@
 #pragma once
 /*
- * Text ↔ token ids, byte-level BPE (GPT-2 kind: Llama 3, Qwen, SmolLM2) and byte-fallback BPE (Llama 2, Mistral), exactly as the
- * model's own tokenizer does it. Immutable once made: any thread may use it, many at once.
+ * Text ↔ token ids, byte-level BPE (GPT-2 kind: Llama 3, Qwen, SmolLM2) and byte-fallback BPE (Llama 2, Mistral),
+ * exactly as the model's own tokenizer does it. Immutable once made: any thread may use it, many at once.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -22,8 +22,9 @@ enum samkv_status samkv_tokenizer_from_gguf(const struct samkv_gguf *, struct sa
 void samkv_tokenizer_free(struct samkv_tokenizer *); /* NULL is allowed */
 
 enum {
-    SAMKV_ENCODE_SPECIAL = 1, /* special tokens written in the text ("<|im_start|>") become their ids; else plain text */
-    SAMKV_ENCODE_BOS = 2,     /* put what the tokenizer's post-processor puts in front (BOS), if anything */
+    SAMKV_ENCODE_SPECIAL =
+        1,                /* special tokens written in the text ("<|im_start|>") become their ids; else plain text */
+    SAMKV_ENCODE_BOS = 2, /* put what the tokenizer's post-processor puts in front (BOS), if anything */
 };
 
 /* Appends to out. Text need not be valid UTF-8 (each bad sequence becomes U+FFFD). Any length; bounded memory: a small

@@ -4,6 +4,8 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "daemon/model/tokenizer_younger.h"
+
 #define REPLACEMENT 0xFFFD
 
 enum samkv_status samkv_tok_reserve(struct samkv_tok_buffer *buffer, size_t more)
@@ -169,6 +171,8 @@ bool samkv_tok_is_word(uint32_t c)
     case UTF8PROC_CATEGORY_NL:
     case UTF8PROC_CATEGORY_PC:
         return true;
+    case UTF8PROC_CATEGORY_CN: /* perhaps only too young for the library */
+        return samkv_tok_younger_is(c, "L") || samkv_tok_younger_is(c, "M") || samkv_tok_younger_is(c, "Nd");
     default: /* enclosed letters are symbols that count as alphabetic; joiners belong to words */
         return (c >= 0x24B6 && c <= 0x24E9) || (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
                (c >= 0x1F170 && c <= 0x1F189) || c == 0x200C || c == 0x200D;
@@ -180,7 +184,9 @@ bool samkv_tok_is_numeric(uint32_t c)
     if (c < 0x80)
         return c >= '0' && c <= '9';
     utf8proc_category_t category = utf8proc_category((utf8proc_int32_t)c);
-    return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL || category == UTF8PROC_CATEGORY_NO;
+    return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL || category == UTF8PROC_CATEGORY_NO ||
+           (c >= 0x11DE0 && c <= 0x11DE9) || (c >= 0x16FF4 && c <= 0x16FF6) || /* Rust's tables are of Unicode 17 */
+           (category == UTF8PROC_CATEGORY_CN && samkv_tok_younger_is(c, "N"));
 }
 
 /* Printable Latin-1 stands for itself; the other 68 bytes take the characters from U+0100 in ascending order. */

@@ -5,6 +5,7 @@
 #include <utf8proc.h>
 
 #include "daemon/model/tokenizer_private.h"
+#include "daemon/model/tokenizer_younger.h"
 
 #define SHORT_RUN 16 /* combining marks; longer runs are sorted by counting */
 
@@ -131,7 +132,8 @@ static size_t unsettled_end(enum samkv_tok_normaliser_kind form, struct samkv_to
 {
     while (at < text.bytes) {
         size_t next = at;
-        if (is_settled(form, samkv_tok_utf8_next(text.data, text.bytes, &next)))
+        uint32_t c = samkv_tok_utf8_next(text.data, text.bytes, &next);
+        if (is_settled(form, c) || samkv_tok_is_inert(c))
             return at;
         at = next;
     }
@@ -143,11 +145,13 @@ enum samkv_status samkv_tok_normal_form(enum samkv_tok_normaliser_kind form, str
 {
     struct codepoints points = {0};
     enum samkv_status status = SAMKV_OK;
-    size_t copied = 0, last = 0, at = 0; /* last: start of the character before at */
+    size_t copied = 0, last = 0, at = 0; /* last: start of the character before at, or at when that one is inert */
     while (status == SAMKV_OK && at < text.bytes) {
         size_t next = at;
-        if (is_settled(form, samkv_tok_utf8_next(text.data, text.bytes, &next))) {
-            last = at;
+        uint32_t c = samkv_tok_utf8_next(text.data, text.bytes, &next);
+        bool settled = is_settled(form, c);
+        if (settled || samkv_tok_is_inert(c)) {
+            last = settled ? at : next;
             at = next;
             continue;
         }
