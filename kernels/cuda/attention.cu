@@ -7,42 +7,54 @@
 #include "kernels/cuda/backend.cuh"
 
 #define PLAIN_HEAD_DIM 512 /* largest head of the plain kernel */
-#define MAX_SPLITS     64
+#define MAX_SPLITS     64  /* two a lane of the combining kernel */
+#define COMBINED_AHEAD 16  /* splits whose loads are in flight together; divides 32 */
 
 /* ------------------------------------------------------------------ kernels */
 
-/* One warp a row and head. norms and sums as the splits left them, always added up in the same order. */
+/*
+ * One warp a row, head and 64 columns. Each lane weighs up to two splits; then the splits' sums are added up in their
+ * order, many loads in flight: with few rows there is little else to hide their latency.
+ */
 template <typename T>
 __global__ void __launch_bounds__(128) combine_splits(const attention_args a, int head_dim)
 {
     size_t rows = (size_t)a.n * a.group, all = rows * a.kv_heads;
-    size_t item = (size_t)blockIdx.x * 4 + threadIdx.x / 32;
-    int lane = (int)threadIdx.x % 32;
+    unsigned slices = (unsigned)(head_dim + 63) / 64;
+    size_t warp = (size_t)blockIdx.x * 4 + threadIdx.x / 32, item = quotient(warp, slices);
+    int lane = (int)threadIdx.x % 32, column = (int)(warp - item * slices) * 64 + lane * 2;
     if (item >= all)
         return;
-    size_t kv_head = item / rows, t = item - kv_head * rows;
-    float maximum = -INFINITY, normaliser = 0;
-    for (int s = 0; s < a.splits; s++)
-        maximum = fmaxf(maximum, a.norms[s * all + item].x);
-    if (maximum == -INFINITY)
-        maximum = 0;
-    for (int s = 0; s < a.splits; s++) {
-        float2 norm = a.norms[s * all + item];
-        normaliser += norm.y * power_of_two(norm.x - maximum);
-    }
-    float share = 1.0f / normaliser;
-    size_t token = t / (unsigned)a.group, head = kv_head * a.group + (t - token * a.group);
-    T *out = (T *)a.out + token * a.ldo + head * head_dim;
-    for (int j = lane * 2; j < head_dim; j += 64) {
-        float low = 0, high = 0;
-        for (int s = 0; s < a.splits; s++) {
-            float weight = power_of_two(a.norms[s * all + item].x - maximum);
-            float2 sum = *reinterpret_cast<const float2 *>(a.sums + (s * all + item) * head_dim + j);
-            low += weight * sum.x;
-            high += weight * sum.y;
+    float2 none = make_float2(-INFINITY, 0);
+    float2 near = lane < a.splits ? a.norms[lane * all + item] : none;
+    float2 far = lane + 32 < a.splits ? a.norms[(lane + 32) * all + item] : none;
+    float maximum = fmaxf(near.x, far.x);
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2)
+        maximum = fmaxf(maximum, __shfl_xor_sync(0xffffffffu, maximum, step));
+    float near_weight = power_of_two(near.x - maximum), far_weight = power_of_two(far.x - maximum);
+    float share = 1.0f / group_sum<32>(near.y * near_weight + far.y * far_weight);
+    float low = 0, high = 0;
+    for (int s = 0; s < a.splits; s += COMBINED_AHEAD) {
+        float2 sums[COMBINED_AHEAD];
+#pragma unroll
+        for (int i = 0; i < COMBINED_AHEAD; i++)
+            if (s + i < a.splits && column < head_dim)
+                sums[i] = *reinterpret_cast<const float2 *>(a.sums + ((s + i) * all + item) * head_dim + column);
+#pragma unroll
+        for (int i = 0; i < COMBINED_AHEAD; i++) {
+            float weight = __shfl_sync(0xffffffffu, s < 32 ? near_weight : far_weight, (s + i) % 32);
+            if (s + i < a.splits && column < head_dim) {
+                low += weight * sums[i].x;
+                high += weight * sums[i].y;
+            }
         }
-        *reinterpret_cast<uint32_t *>(out + j) = pack2<T>(low * share, high * share);
     }
+    size_t kv_head = quotient(item, (unsigned)rows), t = item - kv_head * rows, token = quotient(t, (unsigned)a.group);
+    size_t head = kv_head * a.group + (t - token * a.group);
+    if (column < head_dim)
+        *reinterpret_cast<uint32_t *>((T *)a.out + token * a.ldo + head * head_dim + column) =
+            pack2<T>(low * share, high * share);
 }
 
 /* One warp a row and query head, key by key: for head sizes and alignments that the tiles do not take. */
@@ -172,7 +184,8 @@ static void cut(struct cuda_stream *s, const struct samkv_attention *a, int rows
 
 static void combine(struct cuda_stream *s, const struct samkv_attention *a, const attention_args &args)
 {
-    unsigned grid = samkv_cuda_blocks((size_t)a->n * (size_t)a->heads, 4);
+    size_t slices = ((size_t)a->head_dim + 63) / 64;
+    unsigned grid = samkv_cuda_blocks((size_t)a->n * (size_t)a->heads * slices, 4);
     if (args.splits == 1)
         return;
     if (s->device->base.dtype == SAMKV_BF16)

@@ -126,12 +126,11 @@ struct hopper_fetcher {
             tile_view<TILE_ROWS> &view = s.view[turn % 2];
             await(&s.view_empty[turn % 2], (unsigned)(turn / 2 % 2) ^ 1);
             look(view, a, item.row0);
-            if (threadIdx.x == 0)
-                arrive(&s.view_full[turn % 2]);
+            arrive(&s.view_full[turn % 2]);
             block_list<KEYS> blocks(view, a.prefix, item.split, a.splits);
             int before = -1;
-            for (int block = blocks.seen_from(blocks.at, view, a.prefix); block < blocks.end;
-                 block = blocks.seen_from(block + 1, view, a.prefix)) {
+            for (int block = blocks.seen_from(blocks.at, view); block < blocks.end;
+                 block = blocks.seen_from(block + 1, view)) {
                 fetch_keys(item.kv_head, blocks.first_key(block));
                 if (before >= 0)
                     fetch_values(view, item.kv_head, before);
@@ -357,23 +356,24 @@ struct hopper_rows {
     {
         const tile_view<TILE_ROWS> &view = s.view[turn % 2];
         block_list<KEYS> blocks(view, a.prefix, item.split, a.splits);
-        int block = blocks.seen_from(blocks.at, view, a.prefix);
+        int block = blocks.seen_from(blocks.at, view);
         if (block >= blocks.end)
             return release(s, turn, lane);
         await(&s.k_full[count % 2], count / 2 % 2);
         issue_scores(q, panels_at(s.k[count % 2], 0));
         scores_done<0>(s, count, lane);
-        settle(a, view, blocks.first_key(block), lane);
+        settle(a, blocks, blocks.first_key(block), lane);
         pack_weights();
-        for (block = blocks.seen_from(block + 1, view, a.prefix); block < blocks.end;
-             block = blocks.seen_from(block + 1, view, a.prefix)) {
+        for (block = blocks.seen_from(block + 1, view); block < blocks.end; block = blocks.seen_from(block + 1, view)) {
             unsigned next = count + 1;
             await(&s.k_full[next % 2], next / 2 % 2);
+            take_turn();
             issue_scores(q, panels_at(s.k[next % 2], 0));
             await(&s.v_full[count % 2], count / 2 % 2);
             issue_values(panels_at(s.v[count % 2], storage::PANEL_BYTES));
+            pass_turn();
             scores_done<1>(s, next, lane);
-            settle(a, view, blocks.first_key(block), lane);
+            settle(a, blocks, blocks.first_key(block), lane);
             values_done();
             if (lane == 0)
                 arrive(&s.v_empty[count % 2]);
@@ -393,11 +393,10 @@ struct hopper_rows {
     /* The tile's queries and view are used up: the next tile's may come. */
     static __device__ __forceinline__ void release(storage &s, int turn, int lane)
     {
+        arrive(&s.view_empty[turn % 2]);
         __syncwarp();
-        if (lane == 0) {
+        if (lane == 0)
             arrive(&s.q_empty);
-            arrive(&s.view_empty[turn % 2]);
-        }
     }
 
     template <int PENDING>
@@ -409,9 +408,9 @@ struct hopper_rows {
             arrive(&s.k_empty[count % 2]);
     }
 
-    __device__ __forceinline__ void settle(const attention_args &a, const tile_view<TILE_ROWS> &view, int k0, int lane)
+    __device__ __forceinline__ void settle(const attention_args &a, const block_list<KEYS> &blocks, int k0, int lane)
     {
-        if (!all_see(view, a.prefix, k0, k0 + KEYS))
+        if (!blocks.all_see(k0))
             mask(a.prefix, k0 + lane % 4 * 2);
         soften(a.scale_log2);
     }
@@ -426,6 +425,8 @@ __device__ __forceinline__ void compute(hopper_tile<T, HEAD_DIM, KEYS> &s, const
     int row = warpgroup * 64 + (int)threadIdx.x % 128 / 32 * 16 + lane / 4;
     uint64_t q = panels_at(s.q + warpgroup * 64 * PANEL_PITCH, 0);
     unsigned count = 0;
+    if (warpgroup == 1)
+        pass_turn(); /* the first turn is the other's */
     for (int turn = 0; item_of(a, turn, item); turn++) {
         await(&s.view_full[turn % 2], (unsigned)(turn / 2 % 2));
         rows.begin(s.view[turn % 2], row);
@@ -457,8 +458,8 @@ __global__ void __launch_bounds__(TILE_THREADS, 1)
     storage &s = *reinterpret_cast<storage *>(((uintptr_t)memory + 1023) & ~(uintptr_t)1023);
     if (threadIdx.x == 0) {
         for (int i = 0; i < 2; i++) {
-            barrier_init(&s.view_full[i], 1);
-            barrier_init(&s.view_empty[i], COMPUTING_WARPS);
+            barrier_init(&s.view_full[i], 32); /* views are ordinary accesses of every thread, which arrives itself */
+            barrier_init(&s.view_empty[i], COMPUTING_WARPS * 32);
             barrier_init(&s.k_full[i], 1);
             barrier_init(&s.k_empty[i], COMPUTING_WARPS);
             barrier_init(&s.v_full[i], 1);

@@ -95,11 +95,10 @@ struct attention_tile {
 
     /* K and V of [k0, k0 + KEYS). What no row sees becomes zero in V; in K it is masked later. */
     static __device__ __forceinline__ void fetch_block(storage &s, const attention_args &a, int kv_head, int stage,
-                                                       int k0)
+                                                       int k0, bool clear)
     {
         static_assert(KEYS * CHUNKS % THREADS == 0, "every thread copies the same number of chunks");
         const T *k = (const T *)a.k + (size_t)kv_head * HEAD_DIM, *v = (const T *)a.v + (size_t)kv_head * HEAD_DIM;
-        bool clear = all_see(s.view, a.prefix, k0, k0 + KEYS);
 #pragma unroll
         for (int i = 0; i < KEYS * CHUNKS / THREADS; i++) {
             int c = (int)threadIdx.x + i * THREADS, r = c / CHUNKS, column = (c - r * CHUNKS) * 8, key = k0 + r;
@@ -295,9 +294,9 @@ __global__ void __launch_bounds__(WARPS * 32, RESIDENT) attend_tile(const attent
         look(s.view, a, row0);
     __syncthreads();
     block_list<KEYS> blocks(s.view, a.prefix, split, a.splits);
-    int block = blocks.seen_from(blocks.at, s.view, a.prefix), stage = 0;
+    int block = blocks.seen_from(blocks.at, s.view), stage = 0;
     if (block < blocks.end)
-        tile::fetch_block(s, a, kv_head, 0, blocks.first_key(block));
+        tile::fetch_block(s, a, kv_head, 0, blocks.first_key(block), blocks.all_see(blocks.first_key(block)));
 
     tile state;
 #pragma unroll
@@ -317,14 +316,14 @@ __global__ void __launch_bounds__(WARPS * 32, RESIDENT) attend_tile(const attent
     constexpr uint32_t STAGE_BYTES = KEYS * tile::PITCH * sizeof(T);
 
     while (block < blocks.end) {
-        int k0 = blocks.first_key(block), next = blocks.seen_from(block + 1, s.view, a.prefix);
+        int k0 = blocks.first_key(block), next = blocks.seen_from(block + 1, s.view);
         copies_done();
         __syncthreads(); /* this block is there, and everybody is done with the other stage */
         if (next < blocks.end)
-            tile::fetch_block(s, a, kv_head, stage ^ 1, blocks.first_key(next));
+            tile::fetch_block(s, a, kv_head, stage ^ 1, blocks.first_key(next), blocks.all_see(blocks.first_key(next)));
         float p[STRIPS][2 * tile::KEY_STEPS][4] = {};
         state.score(p, q, k + (uint32_t)stage * STAGE_BYTES);
-        if (!all_see(s.view, a.prefix, k0, k0 + KEYS))
+        if (!blocks.all_see(k0))
             tile::mask(p, s.view, a.prefix, warp * STRIPS * 16 + lane / 4, k0 + lane % 4 * 2);
         state.soften(p, a.scale_log2);
         state.gather_values(p, v + (uint32_t)stage * STAGE_BYTES);

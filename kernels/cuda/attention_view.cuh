@@ -53,7 +53,11 @@ __device__ void look(tile_view<ROWS> &view, const attention_args &a, int row0)
 {
     int last = a.n * a.group - 1, lane = (int)threadIdx.x % 32;
     int low = INT32_MAX, high = 0, short_limit = INT32_MAX, long_limit = 0;
-    for (int r = lane; r < ROWS; r += 32) {
+#pragma unroll
+    for (int i = 0; i < (ROWS + 31) / 32; i++) {
+        int r = lane + 32 * i;
+        if (r >= ROWS)
+            break;
         int token = min(row0 + r, last) / a.group;
         int first = a.first ? a.first[token] : a.prefix, limit = min(a.limit[token], a.n_keys);
         view.first[r] = first;
@@ -100,21 +104,23 @@ __device__ __forceinline__ bool any_sees(const tile_view<ROWS> &view, int prefix
     return false;
 }
 
-/* Does every row see all keys of [k0, k1)? Then nothing is masked. */
-template <int ROWS>
-__device__ __forceinline__ bool all_see(const tile_view<ROWS> &view, int prefix, int k0, int k1)
-{
-    return k1 <= prefix || (k1 <= view.min_limit && (k0 >= view.max_first || view.max_first <= prefix));
-}
-
-/* The blocks of a tile's keys in ascending order: those of the prefix, then those from the first `first` on. */
+/*
+ * The blocks of a tile's keys in ascending order: those of the prefix, then those from the first `first` on. What the
+ * loop over blocks asks again and again is kept in registers.
+ */
 template <int KEYS>
 struct block_list {
-    int prefix_blocks, gap, at, end;
+    int prefix, prefix_blocks, gap, at, end;
+    int clear_from, clear_to; /* keys that every row sees, besides the prefix */
+    bool single;              /* one run: some row sees a key of every block */
 
     template <int ROWS>
-    __device__ __forceinline__ block_list(const tile_view<ROWS> &view, int prefix, int split, int splits)
+    __device__ __forceinline__ block_list(const tile_view<ROWS> &view, int all_prefix, int split, int splits)
     {
+        prefix = all_prefix;
+        clear_from = view.max_first <= prefix ? 0 : view.max_first;
+        clear_to = view.min_limit;
+        single = view.runs == 1;
         prefix_blocks = (prefix + KEYS - 1) / KEYS;
         int from = max(prefix_blocks, view.min_first / KEYS), to = max(from, (view.max_limit + KEYS - 1) / KEYS);
         int count = prefix_blocks + to - from, share = (count + splits - 1) / splits;
@@ -130,10 +136,16 @@ struct block_list {
 
     /* The first block from `index` on that some row sees; `end` when there is none. */
     template <int ROWS>
-    __device__ __forceinline__ int seen_from(int index, const tile_view<ROWS> &view, int prefix) const
+    __device__ __forceinline__ int seen_from(int index, const tile_view<ROWS> &view) const
     {
-        while (index < end && !any_sees(view, prefix, first_key(index), first_key(index) + KEYS))
+        while (!single && index < end && !any_sees(view, prefix, first_key(index), first_key(index) + KEYS))
             index++;
-        return index;
+        return index < end ? index : end;
+    }
+
+    /* Does every row see all keys of the block at k0? Then nothing is masked. */
+    __device__ __forceinline__ bool all_see(int k0) const
+    {
+        return k0 + KEYS <= prefix || (k0 + KEYS <= clear_to && k0 >= clear_from);
     }
 };

@@ -106,6 +106,20 @@ __device__ __forceinline__ void products_await(void)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
 }
 
+/*
+ * The two computing warpgroups issue in turns, so that one's softmax falls under the other's products. Both pass as
+ * often as they take.
+ */
+__device__ __forceinline__ void take_turn(void)
+{
+    asm volatile("bar.sync %0, 256;" ::"r"((int)threadIdx.x / 128) : "memory");
+}
+
+__device__ __forceinline__ void pass_turn(void)
+{
+    asm volatile("bar.arrive %0, 256;" ::"r"(3 - (int)threadIdx.x / 128) : "memory");
+}
+
 /* Keeps the compiler from touching accumulators while a product may still write them. */
 template <int N>
 __device__ __forceinline__ void pin(float (&c)[N][4])

@@ -362,10 +362,10 @@ static void bench_rows(struct bench *b, int n)
         report(b, &all[i]);
 }
 
-static void bench_attention(struct bench *b, int n, int keys)
+static void bench_attention(struct bench *b, const char *name, int n, int keys)
 {
     double pairs = (double)n * (keys - n) + (double)n * (n + 1) / 2;
-    struct job j = {.name = "attention",
+    struct job j = {.name = name,
                     .n = n,
                     .keys = keys,
                     .bytes = 4.0 * n * HIDDEN + 4.0 * keys * KV,
@@ -390,12 +390,12 @@ int main(int argc, char **argv)
     for (int n = 2458; n <= 16384; n += 16384 - 2458) {
         bench_products(&b, n);
         bench_rows(&b, n);
-        bench_attention(&b, n, n);
+        bench_attention(&b, "attention", n, n);
     }
-    bench_attention(&b, 64, 2458);
-    bench_attention(&b, 1, 16384);
-    bench_attention(&b, 1024, 1024);
-    bench_attention(&b, 8192, 16384);
+    bench_attention(&b, "attention query", 64, 2458);
+    bench_attention(&b, "attention decode", 1, 16384);
+    bench_attention(&b, "attention", 1024, 1024);
+    bench_attention(&b, "attention", 8192, 16384);
     pair_close(&p);
     return 0;
 }

@@ -61,11 +61,14 @@ fi
 for tool in memcheck racecheck initcheck; do
     if [[ $steps == *" $tool "* ]]; then
         quiet=()
+        without=
         if [ $tool = memcheck ]; then # the tests ask for too much memory on purpose
             quiet=(--report-api-errors no)
+        elif [ $tool = racecheck ]; then # the tool itself breaks off in a kernel of cuBLASLt
+            without=matmul
         fi
         step $tool 150 $tool.log "${ours[@]}" compute-sanitizer --tool $tool "${quiet[@]}" --error-exitcode 9 --print-limit 20 \
-            "${only_ours[@]}" "$folder/test_cuda_ops" "$folder/samkv_cuda.so" bf16
+            "${only_ours[@]}" "$folder/test_cuda_ops" "$folder/samkv_cuda.so" bf16 $without
         tail -n 2 "$out/$tool.log"
     fi
 done
