@@ -15,9 +15,11 @@ enum samkv_status samkv_tok_json_bool(const json_t *object, const char *key, boo
                                       struct samkv_error *err)
 {
     const json_t *value = json_object_get(object, key);
+    *out = missing;
     if (value && !json_is_boolean(value) && !json_is_null(value))
         return samkv_fail(err, SAMKV_INVALID, "tokenizer.json: \"%s\" is no boolean", key);
-    *out = json_is_boolean(value) ? json_is_true(value) : missing;
+    if (json_is_boolean(value))
+        *out = json_is_true(value);
     return SAMKV_OK;
 }
 

@@ -102,6 +102,8 @@ enum samkv_status samkv_tok_younger_ranges(const char *category, size_t length, 
 
 bool samkv_tok_is_inert(uint32_t codepoint)
 {
+    if (codepoint == 0x11A7) /* no final consonant at all, though utf8proc 2.8 joins it to the syllable before */
+        return true;
     size_t low = 0, high = inert_count;
     while (low < high) {
         size_t middle = (low + high) / 2;

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Writes tests/data/tokenizer_cases.json: small tokenizers of every kind we support, texts, and the ids and the decoded text that the
-Python package `tokenizers` gives for them.
+"""Writes tests/data/tokenizer_cases.json: small tokenizers of every kind we support, texts, and the ids
+and the decoded text that the Python package `tokenizers` gives for them.
 
     make_tokenizer_cases.py OUT
 """
@@ -33,11 +33,13 @@ def byte_level_model(ignore_merges, pairs):
 
 def piece_model(byte_fallback, fuse_unk):
     tokens = ["<unk>", "<s>", "</s>"] + (["<0x%02X>" % b for b in range(256)] if byte_fallback else [])
-    tokens += ["▁", "a", "b", "c", "h", "e", "l", "o", "é", "中", "<", "s", "▁▁", "▁▁▁▁", "▁h", "he", "ll", "hell", "▁hell", "llo",
+    tokens += ["▁", "a", "b", "c", "h", "e", "l", "o", "é", "中", "<", "s", "▁▁", "▁▁▁▁",
+               "▁h", "he", "ll", "hell", "▁hell", "llo",
                "▁hello", "ab", "▁a", "▁ab", "bb", "<s"]
     return {"type": "BPE", "dropout": None, "unk_token": "<unk>", "fuse_unk": fuse_unk, "byte_fallback": byte_fallback,
             "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": ["h e", "l l", "▁ ▁", "▁▁ ▁▁", "he ll", "▁ hell", "ll o", "▁hell o", "a b", "▁ a", "▁a b", "▁ ab", "b b",
+            "merges": ["h e", "l l", "▁ ▁", "▁▁ ▁▁", "he ll", "▁ hell", "ll o", "▁hell o", "a b",
+                       "▁ a", "▁a b", "▁ ab", "b b",
                        "▁ h", "< s"]}
 
 
@@ -128,10 +130,12 @@ def tokenizers():
     return made
 
 
-BYTE_TEXTS = ["", "the thing's in a ring", " the  the    the", "abc abcabc ab bc", "a direct direct", "caf\u00e9 cafe\u0301",
+BYTE_TEXTS = ["", "the thing's in a ring", " the  the    the", "abc abcabc ab bc",
+              "a direct direct", "caf\u00e9 cafe\u0301",
               "x\n\n\n y \r\n", "12345 1", "'S 'Ll it'D we're '\u017f", "中文, 日本!", "aaaaaaa aaa", "tab\tend  ",
-              "\u0300a\u0301\u0323 \u212b\uac00\u1100\u1161\u11a8 ", "😀👍", "x \u00a0\u2003y", "\u180e's\u1680's\u2003's \u0085 \ufeff",
-              "\U00031360's a\U00031360 1\U00010d40", "A\u07fd\u0301 \u30ab\u3099", "\u00bd \u2167 \ufb01 \u0344",
+              "\u0300a\u0301\u0323 \u212b\uac00\u1100\u1161\u11a8 ", "😀👍", "x \u00a0\u2003y",
+              "\u180e's\u1680's\u2003's \u0085 \ufeff",
+              "\U00031360's a\U00031360 1\U00010d40", "A\u07fd\u0301 \u30ab\u3099 \uac00\u11a7\u11a8", "\u00bd \u2167 \ufb01 \u0344",
               "abcaabbcabaaabc" * 9, "abacabaacabbaabca" * 12 + "the"]
 ADDED_TEXTS = ["<bos>the<end>", "a <think>the</think> <mask> b  <mask>", "<cut>  the <cut>\n\n<cut>a",
                "word words sword word, word_ (word)é wordé", "<end>!<end><end", "Zeit Zeitgeist <both>   <both> x",
