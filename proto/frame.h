@@ -19,9 +19,11 @@
 #define SAMKV_MAGIC              "samkv"
 
 /* Types: a reply has its request's type. Values are pinned. */
+/* clang-format off */
 #define SAMKV_TYPE_MAP(X)                                                                          \
     X(HELLO, 1) X(PING, 2) X(INGEST, 3) X(FETCH, 4) X(ASK, 5) X(LIST, 6) X(SHOW, 7) X(REMOVE, 8)   \
     X(STATUS, 9) X(VERIFY, 10)
+/* clang-format on */
 enum samkv_frame_type {
 #define SAMKV_TYPE_ENUM(name, value) SAMKV_TYPE_##name = value,
     SAMKV_TYPE_MAP(SAMKV_TYPE_ENUM)
@@ -45,7 +47,8 @@ struct samkv_frame {
 
 void samkv_frame_encode(const struct samkv_frame *, uint8_t out[SAMKV_FRAME_HEADER_BYTES]);
 /* PROTOCOL for unknown flags; types and sizes are the caller's to judge. */
-enum samkv_status samkv_frame_decode(const uint8_t in[SAMKV_FRAME_HEADER_BYTES], struct samkv_frame *out) SAMKV_MUST_USE;
+enum samkv_status samkv_frame_decode(const uint8_t in[SAMKV_FRAME_HEADER_BYTES],
+                                     struct samkv_frame *out) SAMKV_MUST_USE;
 
 /*
  * One sendmsg/recvmsg, EINTR retried, MSG_NOSIGNAL and MSG_CMSG_CLOEXEC set. fd -1: none. Bytes moved, 0 at end of

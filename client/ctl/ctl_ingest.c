@@ -66,7 +66,8 @@ struct ingest {
     struct flight flights[FLYING_MAX];
     int flying;
     bool source_ended;
-    bool hopeless;                /* what failed will fail for all that follow */
+    bool hopeless; /* what failed will fail for all that follow */
+    bool interrupt_told;
     enum samkv_status connection; /* not OK: it is over */
     struct samkv_error connection_error;
     struct ctl_progress progress;
@@ -116,8 +117,6 @@ static void show_progress(struct ingest *in)
     if (share > 0 && share <= 1 && in->tokens)
         at +=
             (size_t)snprintf(text + at, sizeof text - at, "  ETA %s", ctl_duration(&a, seconds * (1 - share) / share));
-    if (interrupted)
-        snprintf(text + at, sizeof text - at, "  finishing %d in flight", in->flying);
     ctl_progress_show(&in->progress, share, text);
 }
 
@@ -129,6 +128,15 @@ static void tell(struct ingest *in, const char *where, const char *what)
     fputs(": ", stderr);
     ctl_put(stderr, what, strlen(what), -1, false);
     fputc('\n', stderr);
+}
+
+static void tell_interrupt(struct ingest *in)
+{
+    if (!interrupted || in->interrupt_told)
+        return;
+    in->interrupt_told = true;
+    ctl_progress_clear(&in->progress);
+    ctl_error("waiting for the %d documents in flight; Ctrl-C again leaves at once", in->flying);
 }
 
 static void count_failure(struct ingest *in, const char *where, const char *what)
@@ -327,6 +335,7 @@ static void transfer(struct ingest *in)
         }
         if (!in->flying || in->connection)
             return;
+        tell_interrupt(in);
         wait_for_replies(in);
         take_replies(in);
         send_again(in);
