@@ -91,15 +91,12 @@ POOLS = [
     "กขคงจฉชซ็่้๊๋ะาิีึื", "हिन्दीक्षत्रज्ञ़ािीुूेैोौ्", "العربيةًٌٍَُِّْٰ", "한국어텍스트각갂힣ᄀ까ᅢᆨᆩ", "😀👍🏽👨‍👩‍👧‍👦🇫🇷❤️‍🔥",
     "\u0300\u0301\u0327\u0323\u0345\u0338\u20d0\u0334\u05b0\u3099\u309a", "①②Ⅷ½٣४五𝟘𝐀🄰ⓐ",
     "\u200b\u200c\u200d\u2060\u00ad\ufffd\ufffe\U000e0001\U0010ffff\x00\x01\x7f",
-    "ﬁﬂﬆŉǰΐᾼΩÅｶﾞ㍿ﷺ", "'",
+    "\uac00\uac01\u1100\u1161\u11a7\u11a8\u11c2\u11c3", "ﬁﬂﬆŉǰΐᾼΩÅｶﾞ㍿ﷺ", "'",
 ]
 WORDS = ["'s", "'S", "'ſ", "'re", "'LL", "don't", "I'VE", " ", "  ", "\n\n", "\r\n", "\u2581", "<0x0A>", "Ġ", "▁▁",
-         http://", "1234567",
-         "<s>", "</s>",
-         "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>", "<|eot_id|>", "<think>",
-         </think>",
-         "<tool_call>", "<|", "|>",
-         "<|fim_prefix|>", "<|fim_", "repo_name", "<repo_name>", "\t\t", "    ", "if (x) {\n\treturn;\n}\n"]
+         "http://", "1234567", "<s>", "</s>", "<unk>", "<|im_start|>", "<|im_end|>", "<|endoftext|>",
+         "<|begin_of_text|>", "<|eot_id|>", "<think>", "</think>", "<tool_call>", "<|", "|>", "<|fim_prefix|>", "<|fim_",
+         "repo_name", "<repo_name>", "\t\t", "    ", "if (x) {\n\treturn;\n}\n"]
 
 
 def random_text(rng, tokens):
