@@ -22,8 +22,9 @@ struct lane_queue {
 
 struct samkv_lane {
     pthread_t thread;
-    pthread_mutex_t lock; /* of everything below */
-    pthread_cond_t arrived;
+    pthread_mutex_t lock;        /* of everything below */
+    pthread_cond_t arrived;      /* a job, the end, or (while ending) the last caller's leaving */
+    int callers;                 /* inside samkv_lane_call: they still need the lock when their job is done */
     struct lane_queue queues[2]; /* by enum samkv_urgency */
     bool ending;
     atomic_int waiting;
@@ -109,6 +110,10 @@ void samkv_lane_free(struct samkv_lane *lane)
     pthread_cond_signal(&lane->arrived);
     pthread_mutex_unlock(&lane->lock);
     pthread_join(lane->thread, NULL);
+    pthread_mutex_lock(&lane->lock);
+    while (lane->callers)
+        pthread_cond_wait(&lane->arrived, &lane->lock);
+    pthread_mutex_unlock(&lane->lock);
     pthread_cond_destroy(&lane->arrived);
     pthread_mutex_destroy(&lane->lock);
     free(lane);
@@ -121,9 +126,12 @@ void samkv_lane_call(struct samkv_lane *lane, enum samkv_urgency urgency, void (
     pthread_cond_init(&job.finished, NULL);
     pthread_mutex_lock(&lane->lock);
     push(lane, urgency, &job);
+    lane->callers++;
     pthread_cond_signal(&lane->arrived);
     while (!job.done)
         pthread_cond_wait(&job.finished, &lane->lock);
+    if (--lane->callers == 0 && lane->ending)
+        pthread_cond_signal(&lane->arrived);
     pthread_mutex_unlock(&lane->lock);
     pthread_cond_destroy(&job.finished);
 }
