@@ -164,10 +164,12 @@ static void on_ready(uv_poll_t *poll, int status, int events)
         events = UV_DISCONNECT;
     if (events & UV_WRITABLE)
         samkv_session_on_writable(&c->session, now);
-    if (events & UV_READABLE)
+    if (events & UV_READABLE) {
         samkv_session_on_readable(&c->session, now);
-    else if (events & UV_DISCONNECT)
+        samkv_server_stay_awake(c->server);
+    } else if (events & UV_DISCONNECT) {
         samkv_session_on_hangup(&c->session, now);
+    }
     sync_poll(c);
     samkv_server_after_change(c->server); /* c itself lives until its close callback */
 }

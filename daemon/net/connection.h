@@ -27,6 +27,8 @@ struct samkv_server {
     uv_poll_t poll;
     uv_signal_t signals[2];
     uv_timer_t timer;
+    uv_idle_t awake;         /* active: the loop looks for events instead of sleeping until one comes */
+    uint64_t awake_until_ns; /* of uv_hrtime */
     struct samkv_outbox outbox;
     bool outbox_open;
     struct samkv_listener listener;
@@ -52,6 +54,9 @@ void samkv_connection_cancel(struct samkv_connection *);
 void samkv_connection_end(struct samkv_connection *);
 /* Ends at once: socket and memory go, requests go on until they notice. */
 void samkv_connection_close(struct samkv_connection *);
+
+/* A client just spoke: it may well speak again before a sleeping processor would have woken. */
+void samkv_server_stay_awake(struct samkv_server *);
 
 /* Something ended: may be the last thing that a stop waited for. Called at the end of the loop's callbacks. */
 void samkv_server_after_change(struct samkv_server *);
