@@ -16,11 +16,23 @@ from harness import DATA, Daemon, HarnessError
 
 WIDTH = 80
 COLLECTION = "demo"
-BLOCK_TOKENS, ANCHOR_TOKENS = 16, 16
+# Paragraphs of 150 tokens: small blocks and anchors, and more of each than of a long document.
+BLOCK_TOKENS, ANCHOR_TOKENS, RATIO = 8, 8, 0.25
+SELECTION = ("--selection", "fixed", "--update", "cosine")
 MAX_ANSWER_TOKENS = 24
-# The front of a chat turn in the model's own format; `ask` closes it behind the question.
-PREAMBLE = ("<|im_start|>system\nAnswer with a few words, from the documents.<|im_end|>\n"
-            "<|im_start|>user\n")
+# The front of a conversation in the model's own format, with one example of a short answer; `ask` puts the question
+# behind the documents and opens the answer's turn.
+PREAMBLE = """<|im_start|>system
+Answer the question with a name, a number or a few words from the documents.<|im_end|>
+<|im_start|>user
+The Eiffel Tower
+The Eiffel Tower is a tower in Paris, built by the company of Gustave Eiffel from 1887 to 1889.
+
+Question: Who built the tower in Paris?<|im_end|>
+<|im_start|>assistant
+Gustave Eiffel<|im_end|>
+<|im_start|>user
+"""
 METHODS = ("full", "reuse", "samkv")
 
 
@@ -32,6 +44,12 @@ def fit(text, width):
 
 def paragraph(text, indent=""):
     print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=" " * len(indent)))
+
+
+def row(begin, answer):
+    """A table's row whose last column is text, wrapped below itself."""
+    lines = textwrap.wrap(" ".join(answer.split()), WIDTH - len(begin)) or ["(nothing)"]
+    print(begin + ("\n" + " " * len(begin)).join(lines), flush=True)
 
 
 def megabytes(count):
@@ -46,10 +64,18 @@ def block_bar(kept, count, width=32):
     return "".join("#" if any(b in kept for b in range(a, z)) else "." for a, z in zip(edges, edges[1:]))
 
 
+def show_row(front, text):
+    """A table's row whose last column runs on below itself."""
+    lines = textwrap.wrap(" ".join(text.split()), WIDTH - len(front)) or ["(nothing)"]
+    for i, line in enumerate(lines):
+        print((" " * len(front) if i else front) + line, flush=True)
+
+
 class Demo:
     def __init__(self, daemon, questions, ratio):
         self.daemon, self.questions, self.ratio = daemon, questions, ratio
         self.seconds = {method: 0.0 for method in METHODS}
+        self.kept = self.total = 0
 
     @staticmethod
     def document_id(q, d):
@@ -79,16 +105,18 @@ class Demo:
     def show_kept(self, q):
         """A fetch by itself: what was kept of each document, what was read, how long it took."""
         question = self.questions[q]
-        got = self.daemon.json("fetch", "--collection", COLLECTION, *self.names(q), "--ratio", self.ratio, "--query",
-                               question["question"])
+        got = self.daemon.json("fetch", "--collection", COLLECTION, *self.names(q), "--ratio", self.ratio, *SELECTION,
+                               "--query", question["question"])
         print("  %-30s %6s %5s  %s" % ("document", "tokens", "kept", "blocks of %d tokens: # kept" % BLOCK_TOKENS))
         for d, (keep, tokens) in enumerate(zip(got["keep"], got["document_tokens"])):
             kept = sum(min(BLOCK_TOKENS, tokens - b * BLOCK_TOKENS) for b in keep)
             print("  %-30s %6d %5d  %s" % (fit(self.label(q, d), 30), tokens, kept,
                                            block_bar(keep, -(-tokens // BLOCK_TOKENS))))
-        print("  kept %d of %d tokens (sequence ratio %.3f), read %s of %s stored (%.0f %%)" %
-              (got["kept_tokens"], got["total_tokens"], got["sequence_ratio"], megabytes(got["bytes_read"]),
-               megabytes(got["bytes_stored"]), 100.0 * got["bytes_read"] / got["bytes_stored"]))
+        self.kept, self.total = self.kept + got["kept_tokens"], self.total + got["total_tokens"]
+        print("  kept %d of %d tokens: sequence ratio %.3f" %
+              (got["kept_tokens"], got["total_tokens"], got["sequence_ratio"]))
+        print("  read %s of %s stored: %.0f %%" % (megabytes(got["bytes_read"]), megabytes(got["bytes_stored"]),
+                                                  100.0 * got["bytes_read"] / got["bytes_stored"]))
         parts = ", ".join("%s %.0f" % (name, got["timing_ms"][name])
                           for name in ("index", "query", "select", "read", "recompute", "reply"))
         print("  fetch %.0f ms (%s)\n" % (got["timing_ms"]["total"], parts))
@@ -98,13 +126,14 @@ class Demo:
         question = self.questions[q]
         print("  %-8s %11s %13s   %s" % ("method", "sees tokens", "first token", "answer"))
         for method in METHODS:
-            options = ["--ratio", self.ratio] if method == "samkv" else []
+            options = ["--ratio", self.ratio, *SELECTION] if method == "samkv" else []
             said = self.daemon.json("ask", "--collection", COLLECTION, *self.names(q), "--method", method, *options,
                                     "--max-tokens", MAX_ANSWER_TOKENS, question["question"])
             self.seconds[method] += said["first_token_ms"] / 1000
-            print("  %-8s %11d %10.0f ms   %s" % (method, said["prompt_tokens"], said["first_token_ms"],
-                                                fit(said["answer"], WIDTH - 39) or "(nothing)"), flush=True)
-        print("  %-8s %11s %13s   %s\n" % ("expected", "", "", fit(" / ".join(question["answers"]), WIDTH - 39)))
+            show_row("  %-8s %11d %10.0f ms   " % (method, said["prompt_tokens"], said["first_token_ms"]),
+                     said["answer"])
+        show_row("  %-8s %11s %13s   " % ("expected", "", ""), " / ".join(question["answers"]))
+        print(flush=True)
 
     def run(self):
         self.ingest()
@@ -116,8 +145,10 @@ class Demo:
             self.show_answers(q)
         print("-" * WIDTH)
         full, samkv = self.seconds["full"], self.seconds["samkv"]
-        print("First token, %d questions: full %.2f s, reuse %.2f s, samkv %.2f s: %.1f times sooner than full." %
-              (len(self.questions), full, self.seconds["reuse"], samkv, full / samkv))
+        print("To the first token, %d questions: full %.2f s, reuse %.2f s, samkv %.2f s." %
+              (len(self.questions), full, self.seconds["reuse"], samkv))
+        print("samkv: %.1f times sooner than full, with %.0f %% of the documents' tokens." %
+              (full / samkv, 100 * self.kept / self.total))
 
 
 def read_questions(path, count):
@@ -132,7 +163,7 @@ def main():
     parser.add_argument("--model", required=True, help="a .gguf file or a Hugging Face directory")
     parser.add_argument("--questions", default=DATA / "questions.jsonl")
     parser.add_argument("--count", type=int, default=3)
-    parser.add_argument("--ratio", type=float, default=0.15)
+    parser.add_argument("--ratio", type=float, default=RATIO)
     o = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
