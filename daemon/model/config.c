@@ -189,7 +189,7 @@ static enum samkv_status refuse_sliding_window(const json_t *root, const struct 
         window, c->context_tokens);
 }
 
-/* What would change the result and is not implemented is refused by its name. */
+/* What would change the result and is unknown here is refused by its name. */
 static enum samkv_status refuse_extras(const json_t *root, struct samkv_error *err)
 {
     static const char *const flags[][2] = {
