@@ -172,7 +172,7 @@ static enum samkv_status decode(struct answer *a)
     while (more && a->tokens.count < a->max_tokens) {
         int32_t token = best_token(a->logits, model->config.vocab);
         if (a->tokens.count == 0)
-            a->out->first_token_ms = samkv_fetch_now_ms() - a->job.started_ms;
+            a->out->first_token_ms = samkv_now_ms() - a->job.started_ms;
         if (samkv_chat_is_end(model, token))
             break;
         if (samkv_ids_push(&a->tokens, token))
@@ -233,7 +233,7 @@ static enum samkv_status prompt(struct answer *a, struct samkv_models *models, s
 static enum samkv_status run(struct answer *a, struct samkv_models *models, struct samkv_store *store)
 {
     struct samkv_fetch_request fetch = a->request->fetch;
-    double started = samkv_fetch_now_ms();
+    double started = samkv_now_ms();
     enum samkv_status status = tokenise_question(a, models, store);
     if (status)
         return status;
@@ -257,7 +257,7 @@ static enum samkv_status run(struct answer *a, struct samkv_models *models, stru
     a->out->prompt_tokens = a->job.rows;
     status = decode(a);
     a->out->answer_tokens = (uint32_t)a->tokens.count;
-    a->out->total_ms = samkv_fetch_now_ms() - started;
+    a->out->total_ms = samkv_now_ms() - started;
     if (!status && a->request->method == SAMKV_ASK_SAMKV)
         status = samkv_fetch_job_report(&a->job, &a->out->fetch, a->err);
     return status;

@@ -96,7 +96,7 @@ static enum samkv_status finish(struct samkv_fetch_job *job, struct samkv_reply_
 {
     const struct samkv_fetch_layout *l = &m->layout;
     size_t column = (size_t)job->rows * sizeof(int32_t);
-    double since = samkv_fetch_now_ms();
+    double since = samkv_now_ms();
     if (!works_in_place(job)) {
         struct lane_copy c = {.job = job, .memory = m, .err = err};
         samkv_lane_call(job->engine.lane, SAMKV_URGENT, copy_out_on_lane, &c);
@@ -110,7 +110,7 @@ static enum samkv_status finish(struct samkv_fetch_job *job, struct samkv_reply_
     if (l->vocab)
         memcpy(m->map + l->logits_offset, job->logits, l->vocab * sizeof(float));
     enum samkv_status status = samkv_reply_memory_seal(m, err);
-    job->timing.reply += samkv_fetch_now_ms() - since;
+    job->timing.reply += samkv_now_ms() - since;
     return status;
 }
 
@@ -121,9 +121,9 @@ static enum samkv_status run(struct samkv_fetch_job *job, struct samkv_reply_mem
         status = samkv_fetch_job_lay_out(job, job->request->with_query, err);
     if (status)
         return status;
-    double since = samkv_fetch_now_ms();
+    double since = samkv_now_ms();
     status = prepare_buffers(job, m, err);
-    job->timing.reply = samkv_fetch_now_ms() - since;
+    job->timing.reply = samkv_now_ms() - since;
     if (!status)
         status = samkv_fetch_job_load(job, err);
     if (!status)

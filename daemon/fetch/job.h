@@ -5,6 +5,7 @@
  *
  *   open → plan → load → place → recompute → (seal | decode) → close
  */
+#include "daemon/base/clock.h"
 #include "daemon/fetch/fetch.h"
 #include "daemon/ingest/spec.h"
 #include "daemon/ingest/load.h"
@@ -49,8 +50,6 @@ struct samkv_fetch_job {
     double started_ms;
     struct samkv_fetch_timing timing;
 };
-
-double samkv_fetch_now_ms(void);
 
 /* Validates the request and reads everything small: collection, manifests, tokens, the query's tokens. with_query of
  * the request may be forced (ask). The job is zeroed first; close it in every case. */

@@ -2,20 +2,12 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "daemon/base/ids.h"
 #include "daemon/fetch/job.h"
 
 /* Rows are counted in int32 on devices. */
 #define MAX_ROWS (1u << 30)
-
-double samkv_fetch_now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
 
 void samkv_fetch_request_init(struct samkv_fetch_request *r)
 {
@@ -152,7 +144,7 @@ enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *job, struct samkv
                                        struct samkv_error *err)
 {
     struct samkv_engine *engine;
-    *job = (struct samkv_fetch_job){.request = request, .started_ms = samkv_fetch_now_ms()};
+    *job = (struct samkv_fetch_job){.request = request, .started_ms = samkv_now_ms()};
     enum samkv_status status = check_request(request, err);
     if (!status)
         status = samkv_snapshot_begin(store, &job->snapshot, err);

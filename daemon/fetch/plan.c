@@ -175,7 +175,7 @@ static enum samkv_status choose(struct plan *p)
 
 static double lap(double *since)
 {
-    double now = samkv_fetch_now_ms(), elapsed = now - *since;
+    double now = samkv_now_ms(), elapsed = now - *since;
     *since = now;
     return elapsed;
 }
@@ -183,7 +183,7 @@ static double lap(double *since)
 enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *job, struct samkv_error *err)
 {
     struct plan p;
-    double since = samkv_fetch_now_ms();
+    double since = samkv_now_ms();
     enum samkv_status status = plan_init(&p, job, err);
     if (!status)
         status = read_index(&p);

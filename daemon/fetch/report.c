@@ -49,7 +49,7 @@ enum samkv_status samkv_fetch_job_report(const struct samkv_fetch_job *job, stru
     r->anchors_exceed_budget = job->selection.anchors_exceed_budget;
     snprintf(r->backend, sizeof r->backend, "%s", job->engine.device->name);
     r->timing_ms = job->timing;
-    r->timing_ms.total = samkv_fetch_now_ms() - job->started_ms;
+    r->timing_ms.total = samkv_now_ms() - job->started_ms;
     return SAMKV_OK;
 }
 

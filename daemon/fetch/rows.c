@@ -101,7 +101,7 @@ static size_t list_blocks(struct samkv_fetch_job *job, struct samkv_load *loads)
 
 enum samkv_status samkv_fetch_job_load(struct samkv_fetch_job *job, struct samkv_error *err)
 {
-    double since = samkv_fetch_now_ms();
+    double since = samkv_now_ms();
     size_t blocks = 0;
     for (uint32_t i = 0; i < job->document_count; i++)
         blocks += job->selection.documents[i].keep_count;
@@ -112,7 +112,7 @@ enum samkv_status samkv_fetch_job_load(struct samkv_fetch_job *job, struct samkv
     size_t n = list_blocks(job, loads);
     enum samkv_status status = samkv_load_blocks(job->snapshot, loads, n, &job->stage, err);
     free(loads);
-    job->timing.read = samkv_fetch_now_ms() - since;
+    job->timing.read = samkv_now_ms() - since;
     return status;
 }
 
@@ -148,8 +148,8 @@ static void recompute_on_lane(void *arg)
 enum samkv_status samkv_fetch_job_recompute(struct samkv_fetch_job *job, struct samkv_error *err)
 {
     struct lane_work work = {.job = job, .err = err};
-    double since = samkv_fetch_now_ms();
+    double since = samkv_now_ms();
     samkv_lane_call(job->engine.lane, SAMKV_URGENT, recompute_on_lane, &work);
-    job->timing.recompute = samkv_fetch_now_ms() - since;
+    job->timing.recompute = samkv_now_ms() - since;
     return work.status;
 }

@@ -3,14 +3,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/ingest/load.h"
-
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
 
 void samkv_piece_init(struct samkv_piece *p, const struct samkv_collection *c, const int32_t *tokens, uint32_t count,
                       bool is_preamble)
@@ -56,9 +50,9 @@ static void begin_on_lane(void *arg)
 static void step_on_lane(void *arg)
 {
     struct lane_step *s = arg;
-    double start = now_ms();
+    double start = samkv_now_ms();
     s->status = samkv_prefill_step(&s->prefill, s->err);
-    s->ms += now_ms() - start;
+    s->ms += samkv_now_ms() - start;
 }
 
 static void end_on_lane(void *arg)

@@ -1,20 +1,12 @@
 #include "daemon/net/request.h"
 
 #include <inttypes.h>
-#include <time.h>
 
 #include "daemon/base/log.h"
 #include "daemon/net/session.h"
 
 /* What may wait for a client that reads slower than its answer comes. */
 #define BACKLOG_LIMIT_BYTES (4u << 20)
-
-double samkv_now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
-}
 
 bool samkv_request_cancelled(const struct samkv_request *r)
 {

@@ -4,6 +4,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/metrics.h"
 #include "daemon/samkv/models.h"
 #include "daemon/store/store.h"
@@ -18,6 +19,3 @@ struct samkv_service {
     _Atomic uint32_t requests;    /* that workers have or that wait for one */
     atomic_bool stopping;         /* new requests are refused */
 };
-
-/* Milliseconds of the monotonic clock. */
-double samkv_now_ms(void);

@@ -199,6 +199,17 @@ enum samkv_status samkv_name_seal(struct samkv_bytes key, const char *title, con
     return SAMKV_OK;
 }
 
+/* Counted bytes as a string on the heap. */
+static char *copy_text(const void *bytes, size_t count)
+{
+    char *text = malloc(count + 1);
+    if (!text)
+        return NULL;
+    memcpy(text, bytes, count);
+    text[count] = '\0';
+    return text;
+}
+
 enum samkv_status samkv_name_open(struct samkv_bytes value, struct samkv_bytes key, bool with_title,
                                   struct samkv_name *out)
 {
@@ -217,7 +228,7 @@ enum samkv_status samkv_name_open(struct samkv_bytes value, struct samkv_bytes k
     *out = (struct samkv_name){0};
     memcpy(out->id, id, id_bytes);
     memcpy(out->key.bytes, document, SAMKV_KEY_BYTES);
-    if (with_title && titled && !(out->title = strndup((const char *)f.from, f.left)))
+    if (with_title && titled && !(out->title = copy_text(f.from, f.left)))
         return SAMKV_NO_MEMORY;
     return SAMKV_OK;
 }

@@ -12,9 +12,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/spin.h"
 #include "daemon/fetch/ask.h"
 #include "daemon/fetch/fetch.h"
@@ -23,13 +23,6 @@
 #define PREAMBLE      "<|im_start|>system\nAnswer with a few words, from the documents.<|im_end|>\n<|im_start|>user\n"
 #define MAX_DOCUMENTS 64
 #define REPEATS       5
-
-static double now_ms(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
-}
 
 static int by_value(const void *a, const void *b)
 {
@@ -71,11 +64,11 @@ static double measure_peak(const struct samkv_engine *e)
             .x = x, .ldx = (size_t)n, .w = w, .y = y, .ldy = (size_t)n, .n = n, .in = n, .out = n};
         if (ops->sync(e->stream, NULL))
             exit(1);
-        double start = now_ms();
+        double start = samkv_now_ms();
         ops->matmul(e->stream, &m);
         if (ops->sync(e->stream, NULL))
             exit(1);
-        double ms = now_ms() - start;
+        double ms = samkv_now_ms() - start;
         best = ms < best ? ms : best;
     }
     ops->release(e->device, f32);
@@ -133,7 +126,7 @@ static void ingest_texts(struct bench *b, json_t *documents)
 {
     size_t i;
     json_t *document;
-    double start = now_ms();
+    double start = samkv_now_ms();
     json_array_foreach(documents, i, document)
     {
         const char *text = json_string_value(json_object_get(document, "text"));
@@ -153,7 +146,7 @@ static void ingest_texts(struct bench *b, json_t *documents)
         };
         ingest_one(b, &request);
     }
-    b->ingest_ms = now_ms() - start;
+    b->ingest_ms = samkv_now_ms() - start;
 }
 
 static int32_t *random_tokens(const struct bench *b, size_t count)
@@ -168,7 +161,7 @@ static int32_t *random_tokens(const struct bench *b, size_t count)
 
 static void ingest_random(struct bench *b, size_t documents, size_t count)
 {
-    double start = now_ms();
+    double start = samkv_now_ms();
     for (size_t i = 0; i < documents && i < MAX_DOCUMENTS; i++) {
         int32_t *tokens = random_tokens(b, count);
         const struct samkv_ingest_request request = {
@@ -180,7 +173,7 @@ static void ingest_random(struct bench *b, size_t documents, size_t count)
         ingest_one(b, &request);
         free(tokens);
     }
-    b->ingest_ms = now_ms() - start;
+    b->ingest_ms = samkv_now_ms() - start;
 }
 
 static bool on_text(void *arg, const char *text, size_t bytes)

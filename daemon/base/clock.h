@@ -1,0 +1,5 @@
+#pragma once
+/* The one clock that durations are measured by. */
+
+/* Milliseconds of the monotonic clock. Any thread. */
+double samkv_now_ms(void);
