@@ -13,7 +13,7 @@
 
 #define MODULE_NAME "samkv_cuda.so"
 /* Counts changes of struct samkv_ops and what it points to. The module must say the same. */
-#define MODULE_ABI 1
+#define MODULE_ABI 2
 
 typedef int (*module_abi)(void);
 typedef enum samkv_status (*module_open)(int ordinal, enum samkv_dtype, struct samkv_device **, struct samkv_error *);

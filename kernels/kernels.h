@@ -35,10 +35,17 @@ struct samkv_device {
     const struct samkv_ops *ops;
     enum samkv_dtype dtype; /* activation type */
     bool unified;           /* device pointers are host pointers: weights and replies need no copy */
+    bool shares;            /* has memory that other processes can map: the shared_ operations are there */
     char name[64];          /* "cpu (avx512, 2 threads)", "cuda:0 NVIDIA H100 80GB HBM3" */
+    uint8_t uuid[16];       /* of the GPU, so that another process finds the same one; zeros on the CPU */
 };
 
 struct samkv_stream {
+    struct samkv_device *device;
+};
+
+/* A point in a stream's order that other streams and the host can wait for. */
+struct samkv_event {
     struct samkv_device *device;
 };
 
@@ -113,6 +120,49 @@ struct samkv_place {
     int n, kv_heads, head_dim;
 };
 
+/*
+ * Stored blocks into all layers of a cache at once, which `place` does for one layer of rows that lie together. A
+ * *run* is one block as it is stored: [layers][K then V][tokens, kv_heads, head_dim], K before RoPE, contiguous. For
+ * each layer l >= first_layer and token t: K_cache[l][first_row + t] = rope(convert(K[l][t])), V likewise without RoPE.
+ * Layers below first_layer are left alone: the recomputation writes these rows itself.
+ */
+struct samkv_run {
+    const void *src; /* on the device, aligned to 16 bytes */
+    int32_t tokens, first_row, first_layer, reserved;
+};
+
+struct samkv_place_runs {
+    const struct samkv_run *runs; /* [count] on the device */
+    int count, max_tokens;        /* max_tokens: of the longest run */
+    enum samkv_dtype src_dtype;
+    const float *rope;       /* [rows of the cache][2][head_dim/2]: row r of the cache takes angles r */
+    void *k_cache, *v_cache; /* layer 0; rows as in samkv_place */
+    size_t layer_stride_bytes;
+    int layers, kv_heads, head_dim;
+};
+
+/*
+ * SamKV's steps 2 and 3 up to the scores, for n documents and S layers at once (Cao et al., section 3; select.h has
+ * the same in f64 for one processor):
+ *   q_i    = R(start_i) · qlocal_i                                      per query head
+ *   Q̂_i   = q_query + 1/(n−1) · Σ_{j≠i} |cos(q_j, q_query)| · q_j      (no bias term when n = 1; norms below 1e-12
+ * count as 1e-12) score  = Σ_g ⟨kmean_b[g], R(−start_i) · mean of Q̂_i over the heads of g⟩ All f32; sums always in the
+ * same order.
+ */
+struct samkv_score {
+    int documents, layers; /* n, S */
+    int heads, kv_heads, head_dim;
+    const float *q_query; /* [S][heads · head_dim], after RoPE at joint positions */
+    /* [n][S] device pointers, on the device: block means [blocks_i][kv_heads · head_dim], then the local query [heads ·
+     * head_dim], both rotated to document-relative positions, as the store keeps them */
+    const float *const *index;
+    const int32_t *first_block; /* [n + 1] on the device: sums of block counts */
+    int blocks;                 /* first_block[n], known to the host */
+    const float *rope;          /* [n][2][head_dim/2]: angles of start_i */
+    float *work;   /* [n][S][heads + kv_heads · head_dim] scratch: cosines, then the turned query vectors */
+    float *scores; /* [S][blocks] */
+};
+
 struct samkv_ops {
     /* --- memory and order --- */
     enum samkv_status (*alloc)(struct samkv_device *, size_t bytes, void **out) SAMKV_MUST_USE; /* 64-byte aligned */
@@ -129,6 +179,25 @@ struct samkv_ops {
     /* Waits for everything on the stream; the first failure since the last sync. */
     enum samkv_status (*sync)(struct samkv_stream *, struct samkv_error *) SAMKV_MUST_USE;
     void (*device_free)(struct samkv_device *);
+    /* Device memory that is free and that there is; the CPU says what the machine has. */
+    void (*memory)(struct samkv_device *, uint64_t *free_bytes, uint64_t *total_bytes);
+
+    /* Order between streams. Recording puts the event behind everything on the stream so far, again and again if
+     * wanted; await makes later operations of a stream come after the last recording (none yet: after nothing).
+     * record and await follow a stream's rule of one thread at a time; event_sync is the host's wait, from any thread,
+     * and gives DEVICE when the device was lost. An event may be freed while operations wait for it. */
+    enum samkv_status (*event_new)(struct samkv_device *, struct samkv_event **out) SAMKV_MUST_USE;
+    void (*event_free)(struct samkv_event *); /* NULL is allowed */
+    void (*record)(struct samkv_stream *, struct samkv_event *);
+    void (*await)(struct samkv_stream *, struct samkv_event *);
+    enum samkv_status (*event_sync)(struct samkv_event *, struct samkv_error *) SAMKV_MUST_USE;
+
+    /* Memory that other processes can map, when device->shares; NULL otherwise. *bytes is rounded up to what is mapped.
+     * export makes a new file descriptor for the whole of it. release takes it out of this process after all work that
+     * is enqueued (it waits): another process's mapping stays valid, and keeps the memory. Any thread. */
+    enum samkv_status (*shared_alloc)(struct samkv_device *, size_t *bytes, void **out) SAMKV_MUST_USE;
+    enum samkv_status (*shared_export)(struct samkv_device *, void *, int *fd) SAMKV_MUST_USE;
+    void (*shared_release)(struct samkv_device *, void *); /* NULL is allowed */
 
     /* --- transformer --- */
     /* out[i] = table[ids[i]], [n, width] */
@@ -152,6 +221,7 @@ struct samkv_ops {
     /* --- KV cache --- */
     void (*kv_write)(struct samkv_stream *, const struct samkv_kv_write *);
     void (*place)(struct samkv_stream *, const struct samkv_place *);
+    void (*place_runs)(struct samkv_stream *, const struct samkv_place_runs *);
     /* out[i] = x[rows[i]], [n, width]; out is not x */
     void (*gather)(struct samkv_stream *, const void *x, const int32_t *rows, int n, int width, void *out);
     /* count elements from one type to another; dst may be src when the types are equal (then nothing happens) */
@@ -168,15 +238,25 @@ struct samkv_ops {
     /* out[b] = Σ_j kmean[b][j] · query[j]; kmean [blocks, width], query [width] */
     void (*block_scores)(struct samkv_stream *, const float *kmean, const float *query, int blocks, int width,
                          float *out);
+    void (*score)(struct samkv_stream *, const struct samkv_score *);
 };
 
 /* The CPU. threads 0: all that the process may run on. Free with ops->device_free. */
 enum samkv_status samkv_cpu_device_new(int threads, struct samkv_device **out, struct samkv_error *err) SAMKV_MUST_USE;
 
 /*
- * `spec` is "auto", "cpu", "cuda" or "cuda:N"; dtype the activation type wanted on a GPU (the CPU computes in f32).
- * "auto" takes the first GPU and falls back to the CPU with a line in `note` (may be NULL) that says why;
- * "cuda" without a usable GPU is an error.
+ * The CPU as a device that is not unified: its "device memory" is other memory, streams are independent (operations
+ * still run at once), shared memory is a memfd. A double for tests, in f32, so that what is written for GPUs is tested
+ * where there is none.
+ */
+enum samkv_status samkv_cpu_discrete_new(int threads, struct samkv_device **out,
+                                         struct samkv_error *err) SAMKV_MUST_USE;
+
+/*
+ * `spec` is "auto", "cpu", "cuda", "cuda:N" or, for tests, "cpu:discrete": the CPU with a memory of its own, so that
+ * everything a GPU needs (copies, events, shared memory) happens without one. dtype: the activation type wanted on a
+ * GPU (the CPU computes in f32). "auto" takes the first GPU and falls back to the CPU with a line in `note` (may be
+ * NULL) that says why; "cuda" without a usable GPU is an error.
  */
 enum samkv_status samkv_device_open(const char *spec, enum samkv_dtype dtype, struct samkv_device **out, char *note,
                                     size_t note_bytes, struct samkv_error *err) SAMKV_MUST_USE;

@@ -122,6 +122,7 @@ SAMKV_API void samkv_document_init(struct samkv_document *);
 enum samkv_fetch_selection { SAMKV_FETCH_DYNAMIC = 0, SAMKV_FETCH_FIXED = 1 };
 enum samkv_fetch_update { SAMKV_FETCH_OVERWRITE = 0, SAMKV_FETCH_COSINE = 1, SAMKV_FETCH_THETA = 2 };
 enum samkv_fetch_positions { SAMKV_FETCH_ORIGINAL = 0, SAMKV_FETCH_COMPACT = 1 };
+enum samkv_fetch_placement { SAMKV_FETCH_HOST = 0, SAMKV_FETCH_DEVICE = 1 };
 
 /* samkv_fetch_options_init gives the defaults; ids and a query are needed besides. */
 struct samkv_fetch_options {
@@ -142,6 +143,9 @@ struct samkv_fetch_options {
     bool no_recompute;
     enum samkv_fetch_positions positions; /* ORIGINAL: joint positions, with gaps; COMPACT: 0, 1, 2, … */
     bool with_query;                      /* the query's rows and logits come along */
+    /* Where K and V are to be. DEVICE: on the daemon's GPU, mapped into this process without a copy; UNSUPPORTED when
+     * the daemon has none, or this process has no CUDA driver or cannot see that GPU. */
+    enum samkv_fetch_placement placement;
     uint64_t reserved[4];
 };
 SAMKV_API void samkv_fetch_options_init(struct samkv_fetch_options *);
@@ -200,8 +204,11 @@ struct samkv_figures {
  */
 struct samkv_cache {
     uint32_t layers, rows, kv_heads, head_dim;
-    enum samkv_dtype dtype;  /* of K and V: f32, f16 or bf16 */
-    const int32_t *tokens;   /* [rows] */
+    enum samkv_dtype dtype;           /* of K and V: f32, f16 or bf16 */
+    enum samkv_fetch_placement where; /* whether samkv_cache_k and _v give host or device pointers */
+    int device;                       /* DEVICE: the GPU's ordinal in this process, as CUDA counts; else -1 */
+    size_t layer_stride_bytes, row_stride_bytes, head_stride_bytes; /* of K and of V alike */
+    const int32_t *tokens;                                          /* [rows] */
     const int32_t *doc;      /* [rows] number of the document in the request, -1 preamble, -2 query */
     const int32_t *index;    /* [rows] place in its document (preamble, query) */
     const int32_t *position; /* [rows] that K was rotated to; ascending, with gaps unless COMPACT */

@@ -10,10 +10,16 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "daemon/samkv/lease.h"
 #include "daemon/samkv/models.h"
 #include "daemon/store/store.h"
 
 #define SAMKV_MAX_DOCUMENTS 4096 /* of one request */
+
+enum samkv_placement {
+    SAMKV_PLACE_HOST = 0,   /* everything in one sealed memfd */
+    SAMKV_PLACE_DEVICE = 1, /* K and V in device memory that the client maps; UNSUPPORTED on a device without */
+};
 
 struct samkv_fetch_request {
     const char *collection; /* NULL or "": "default" */
@@ -33,6 +39,7 @@ struct samkv_fetch_request {
     bool no_recompute;
     bool compact; /* positions=compact, else original */
     bool with_query;
+    enum samkv_placement placement;
     const bool *cancelled; /* the client is gone; may be NULL */
 };
 
@@ -40,7 +47,8 @@ struct samkv_fetch_timing {
     double total, index, query, select, read, recompute, reply, queue; /* milliseconds */
 };
 
-/* Offsets are from the start of the memory; see FetchReply in samkv.proto. */
+/* Offsets are from the start of the memory (k and v: of the device memory, when they are there); see FetchReply in
+ * samkv.proto. */
 struct samkv_fetch_layout {
     uint64_t memory_bytes, k_offset, v_offset, layer_stride;
     uint64_t tokens_offset, doc_offset, index_offset, position_offset, logits_offset;
@@ -50,6 +58,12 @@ struct samkv_fetch_layout {
 
 struct samkv_fetch_result {
     int memfd; /* sealed, a valid safetensors file; owned by the result; -1 when ask keeps the cache */
+    /* SAMKV_PLACE_DEVICE: K and V are here, and not in the memfd. All three are NULL, -1 and 0 otherwise. */
+    struct samkv_lease *lease; /* owned: samkv_fetch_result_deinit ends it cleanly, nobody having seen it */
+    int device_fd;             /* owned; for the client */
+    uint64_t device_bytes;
+    bool device_is_cuda; /* else plain shared memory (a CPU that plays a GPU in tests) */
+    uint8_t device_uuid[16];
     struct samkv_fetch_layout layout;
     uint32_t documents;
     uint32_t block_tokens; /* block b of a document begins at its token b * block_tokens */

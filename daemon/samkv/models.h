@@ -14,6 +14,8 @@
 
 /* What a lane's jobs work in; private to samkv and the jobs. See forward.h. */
 struct samkv_workspace;
+struct samkv_leases;   /* lease.h */
+struct samkv_transfer; /* transfer.h */
 
 struct samkv_engine {
     struct samkv_model *model;
@@ -21,11 +23,15 @@ struct samkv_engine {
     struct samkv_lane *lane;
     struct samkv_stream *stream;
     struct samkv_workspace *workspace;
-    enum samkv_dtype stored; /* element type of what is kept on disk and handed out */
+    struct samkv_leases *leases;     /* of the device, as in samkv_models */
+    struct samkv_transfer *transfer; /* likewise */
+    enum samkv_dtype stored;         /* element type of what is kept on disk and handed out */
 };
 
 struct samkv_models {
     struct samkv_device *device;
+    struct samkv_leases *leases;     /* of replies on the device; NULL when it does not share */
+    struct samkv_transfer *transfer; /* of a device that is not unified; else NULL */
     struct samkv_engine engines[SAMKV_MAX_MODELS];
     size_t count;
 };
@@ -36,6 +42,8 @@ struct samkv_models_options {
     const char *device; /* see samkv_device_open */
     int dtype;          /* enum samkv_dtype of the store, -1: f32 on the CPU, bf16 on a GPU */
     int threads;        /* of the CPU; 0: all */
+    /* Of a GPU: blocks and indexes of hot documents, and replies. 0: a quarter of what the models leave free, each. */
+    uint64_t device_cache_bytes, device_reply_bytes;
 };
 
 /* Opens the device and loads every model; logs one line each. */

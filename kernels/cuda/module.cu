@@ -14,7 +14,7 @@
 
 #include "kernels/cuda/backend.cuh"
 
-#define SAMKV_CUDA_ABI  1
+#define SAMKV_CUDA_ABI  2
 #define SAMKV_EXPORT    extern "C" __attribute__((visibility("default")))
 #define POOL_KEEP_BYTES ((uint64_t)2 << 30) /* more than this goes back to the driver, for the engine beside us */
 
@@ -260,6 +260,15 @@ static const struct samkv_ops operations = {
     zero,
     sync_stream,
     device_free,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
+    NULL,
     samkv_cuda_gather, /* embed: the table's rows by id */
     samkv_cuda_rmsnorm,
     samkv_cuda_head_norm,
@@ -270,11 +279,13 @@ static const struct samkv_ops operations = {
     samkv_cuda_swiglu,
     samkv_cuda_kv_write,
     samkv_cuda_place,
+    NULL,
     samkv_cuda_gather,
     samkv_cuda_convert,
     samkv_cuda_segment_mean,
     samkv_cuda_rope_f32,
     samkv_cuda_block_scores,
+    NULL,
 };
 
 static cudaError_t open_pool(struct cuda_device *d)
