@@ -12,9 +12,10 @@ struct samkv_workspace {
     struct samkv_device *device;
     int chunk_rows;
     int rows; /* what the buffers below hold */
-    void *hidden, *hidden_next, *norm, *qkv, *attended, *gate_up, *activated;
+    void *hidden, *hidden_next, *norm, *qkv, *attended, *activated;
+    void *gate_up; /* also Q, K and V of the rows that stay when others leave a layer */
     float *rope;
-    int32_t *ids, *positions, *cache_rows, *limits, *keep;
+    int32_t *ids, *positions, *cache_rows, *firsts, *limits, *keep;
     double *inv_freq;
     void *logits; /* [vocab] in the activation type */
     float *logits_f32;
@@ -63,6 +64,7 @@ static void release_rows(struct samkv_workspace *ws)
                         (void **)&ws->ids,
                         (void **)&ws->positions,
                         (void **)&ws->cache_rows,
+                        (void **)&ws->firsts,
                         (void **)&ws->limits,
                         (void **)&ws->keep};
     for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++) {
@@ -86,6 +88,7 @@ static enum samkv_status reserve_rows(struct samkv_workspace *ws, const struct s
 
     size_t n = (size_t)target, e = samkv_dtype_bytes(ws->device->dtype);
     size_t q_width = (size_t)c->heads * c->head_dim, qkv_width = q_width + 2 * (size_t)c->kv_heads * c->head_dim;
+    size_t gate_up = 2 * (size_t)c->ffn > qkv_width ? 2 * (size_t)c->ffn : qkv_width;
     const struct {
         void **to;
         size_t bytes;
@@ -95,12 +98,13 @@ static enum samkv_status reserve_rows(struct samkv_workspace *ws, const struct s
         {&ws->norm, n * c->hidden * e},
         {&ws->qkv, n * qkv_width * e},
         {&ws->attended, n * q_width * e},
-        {&ws->gate_up, n * 2 * c->ffn * e},
+        {&ws->gate_up, n * gate_up * e},
         {&ws->activated, n * c->ffn * e},
         {(void **)&ws->rope, n * c->head_dim * sizeof(float)},
         {(void **)&ws->ids, n * sizeof(int32_t)},
         {(void **)&ws->positions, n * sizeof(int32_t)},
         {(void **)&ws->cache_rows, n * sizeof(int32_t)},
+        {(void **)&ws->firsts, n * sizeof(int32_t)},
         {(void **)&ws->limits, n * sizeof(int32_t)},
         {(void **)&ws->keep, n * sizeof(int32_t)},
     };
@@ -205,9 +209,12 @@ struct chunk {
     struct samkv_workspace *ws;
     const struct samkv_pass *pass;
     struct samkv_kv_cache *cache;
-    int first, n;
-    int32_t *rows; /* host: which rows of the pass are still in, [n] */
-    int32_t *host; /* host scratch, [n] */
+    int first, end; /* rows of the pass */
+    int n;          /* of them that are still in */
+    int n_keys;     /* of the cache, that rows which are in see */
+    void *q;        /* of the layer: [n] rows of Q, K and V */
+    int32_t *rows;  /* host: which rows of the pass are still in, [n] */
+    int32_t *host;  /* host scratch, [n] */
 };
 
 static size_t qkv_width(const struct samkv_model_config *c)
@@ -222,9 +229,15 @@ static void upload_column(struct chunk *ck, int32_t *device, const int32_t *colu
     ck->ops->upload(ck->stream, device, ck->host, (size_t)ck->n * sizeof(int32_t));
 }
 
-/* Positions, cache rows, limits and the RoPE table of the rows that are in. */
+/* Positions, cache rows, what they see and the RoPE table of the rows that are in. */
 static void upload_rows(struct chunk *ck)
 {
+    ck->n_keys = ck->pass->prefix;
+    for (int i = 0; i < ck->n; i++)
+        if (ck->pass->limits[ck->rows[i]] > ck->n_keys)
+            ck->n_keys = ck->pass->limits[ck->rows[i]];
+    if (ck->pass->firsts)
+        upload_column(ck, ck->ws->firsts, ck->pass->firsts);
     upload_column(ck, ck->ws->positions, ck->pass->positions);
     upload_column(ck, ck->ws->cache_rows, ck->pass->cache_rows);
     upload_column(ck, ck->ws->limits, ck->pass->limits);
@@ -276,6 +289,7 @@ static void project_qkv(struct chunk *ck, const struct samkv_layer *layer)
     if (layer->k_norm)
         ck->ops->head_norm(ck->stream, k_part, ld, layer->k_norm, c->rms_eps, ck->n, (int)c->kv_heads, d);
     ck->ops->rope(ck->stream, ws->qkv, ld, ws->rope, ck->n, (int)c->heads, d);
+    ck->q = ws->qkv;
 }
 
 static void write_cache(struct chunk *ck, uint32_t l)
@@ -309,18 +323,20 @@ static void attend(struct chunk *ck, const struct samkv_layer *layer, uint32_t l
     const struct samkv_model_config *c = &ck->model->config;
     size_t q = (size_t)c->heads * c->head_dim;
     const struct samkv_attention attention = {
-        .q = ck->ws->qkv,
+        .q = ck->q,
         .ldq = qkv_width(c),
         .k = samkv_kv_cache_k(ck->cache, l),
         .v = samkv_kv_cache_v(ck->cache, l),
         .out = ck->ws->attended,
         .ldo = q,
         .n = ck->n,
-        .n_keys = (int)ck->cache->rows,
+        .n_keys = ck->n_keys,
         .heads = (int)c->heads,
         .kv_heads = (int)c->kv_heads,
         .head_dim = (int)c->head_dim,
         .scale = 1.0f / sqrtf((float)c->head_dim),
+        .prefix = ck->pass->prefix,
+        .first = ck->pass->firsts ? ck->ws->firsts : NULL,
         .limit = ck->ws->limits,
     };
     ck->ops->attention(ck->stream, &attention);
@@ -368,27 +384,39 @@ static uint32_t depth_of(const struct samkv_pass *pass, int row)
     return pass->depths ? pass->depths[row] : pass->depth;
 }
 
-/* Drops the rows that do not go through layer l; true when some are left. */
+/* The row of the chunk whose logits are wanted behind the last layer, -1 before that layer or when there is none. */
+static int logits_row(const struct chunk *ck, uint32_t l)
+{
+    bool wanted = ck->pass->logits && ck->end == ck->pass->n && l + 1 == ck->model->config.layers;
+    return wanted ? ck->n - 1 : -1;
+}
+
+static void gather_rows(struct chunk *ck, const void *from, int width, void *to)
+{
+    ck->ops->gather(ck->stream, from, ck->ws->keep, ck->n, width, to);
+}
+
+/* Drops the rows for which layer l is the last, once their K and V are written; true when some are left. */
 static bool shrink(struct chunk *ck, uint32_t l)
 {
-    int kept = 0;
-    for (int i = 0; i < ck->n; i++) {
-        if (depth_of(ck->pass, ck->rows[i]) > l) {
+    struct samkv_workspace *ws = ck->ws;
+    int kept = 0, before = ck->n, wanted = logits_row(ck, l);
+    for (int i = 0; i < before; i++) {
+        if (depth_of(ck->pass, ck->rows[i]) > l + 1 || i == wanted) {
             ck->host[kept] = i;
             ck->rows[kept++] = ck->rows[i];
         }
     }
-    if (kept == ck->n || kept == 0) {
-        ck->n = kept;
+    ck->n = kept;
+    if (kept == before || kept == 0)
         return kept > 0;
-    }
-    struct samkv_workspace *ws = ck->ws;
     ck->ops->upload(ck->stream, ws->keep, ck->host, (size_t)kept * sizeof(int32_t));
-    ck->ops->gather(ck->stream, ws->hidden, ws->keep, kept, (int)ck->model->config.hidden, ws->hidden_next);
+    gather_rows(ck, ws->qkv, (int)qkv_width(&ck->model->config), ws->gate_up);
+    gather_rows(ck, ws->hidden, (int)ck->model->config.hidden, ws->hidden_next);
     void *swap = ws->hidden;
     ws->hidden = ws->hidden_next;
     ws->hidden_next = swap;
-    ck->n = kept;
+    ck->q = ws->gate_up;
     upload_rows(ck);
     return true;
 }
@@ -396,7 +424,7 @@ static bool shrink(struct chunk *ck, uint32_t l)
 static void run_layers(struct chunk *ck)
 {
     const struct samkv_model_config *c = &ck->model->config;
-    for (uint32_t l = 0; l < c->layers && shrink(ck, l); l++) {
+    for (uint32_t l = 0; l < c->layers; l++) {
         const struct samkv_layer *layer = &ck->model->layers[l];
         ck->ops->rmsnorm(ck->stream, ck->ws->hidden, c->hidden, layer->attn_norm, c->rms_eps, ck->n, (int)c->hidden,
                          ck->ws->norm, c->hidden);
@@ -404,45 +432,37 @@ static void run_layers(struct chunk *ck)
         write_cache(ck, l);
         if (ck->pass->tap)
             run_tap(ck, l);
-        if (ck->pass->stop_after_tap && l + 1 == ck->pass->depth)
+        if (!shrink(ck, l))
             break;
         attend(ck, layer, l);
         feed_forward(ck, layer);
     }
 }
 
-/* Logits of what follows the chunk's last row, into pass->logits. */
+/* Logits of what follows the row that is left, into pass->logits. */
 static void read_logits(struct chunk *ck)
 {
     const struct samkv_model_config *c = &ck->model->config;
     struct samkv_workspace *ws = ck->ws;
-    size_t e = samkv_dtype_bytes(ws->device->dtype);
-    void *last = element(ws->hidden, (size_t)(ck->n - 1) * c->hidden, e);
-    int n = ck->n;
-    ck->n = 1;
-    ck->ops->rmsnorm(ck->stream, last, c->hidden, ck->model->final_norm, c->rms_eps, 1, (int)c->hidden, ws->norm,
+    ck->ops->rmsnorm(ck->stream, ws->hidden, c->hidden, ck->model->final_norm, c->rms_eps, 1, (int)c->hidden, ws->norm,
                      c->hidden);
     project(ck, ws->norm, (int)c->hidden, ck->model->lm_head, NULL, ws->logits, c->vocab, (int)c->vocab, false);
-    ck->n = n;
     ck->ops->convert(ck->stream, ws->logits, ws->device->dtype, ws->logits_f32, SAMKV_F32, c->vocab);
     ck->ops->download(ck->stream, ck->pass->logits, ws->logits_f32, c->vocab * sizeof(float));
 }
 
 static void run_chunk(struct chunk *ck)
 {
-    int end = ck->first + ck->n;
-    int kept = 0;
-    for (int i = 0; i < ck->n; i++)
-        if (depth_of(ck->pass, ck->first + i) > 0)
-            ck->rows[kept++] = ck->first + i;
-    ck->n = kept;
-    if (!kept)
+    for (int row = ck->first; row < ck->end; row++)
+        if (depth_of(ck->pass, row) > 0)
+            ck->rows[ck->n++] = row;
+    if (!ck->n)
         return;
     upload_column(ck, ck->ws->ids, ck->pass->ids);
     upload_rows(ck);
     ck->ops->embed(ck->stream, ck->model->embedding, ck->ws->ids, ck->n, (int)ck->model->config.hidden, ck->ws->hidden);
     run_layers(ck);
-    if (ck->pass->logits && end == ck->pass->n && ck->n > 0)
+    if (ck->n)
         read_logits(ck);
 }
 
@@ -466,7 +486,7 @@ enum samkv_status samkv_forward(const struct samkv_model *model, struct samkv_st
             .pass = pass,
             .cache = cache,
             .first = first,
-            .n = pass->n - first < rows ? pass->n - first : rows,
+            .end = pass->n - first < rows ? pass->n : first + rows,
             .rows = host,
             .host = host + rows,
         };

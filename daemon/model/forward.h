@@ -3,8 +3,9 @@
  * The transformer's forward pass, written once over the operation table.
  *
  * A *pass* sends rows (tokens) through the layers. Each row writes its K and V into a KV cache and attends to every
- * cached row whose position is not larger than its own. The same pass serves prefill (rows are new), the query over the
- * anchors, SamKV's recomputation (rows overwrite or blend with what is cached) and decoding (one row).
+ * cached row whose position is not larger than its own. The same pass serves prefill (rows are new; several documents
+ * may lie behind each other, each seeing the shared preamble and itself), the query over the anchors, SamKV's
+ * recomputation (rows overwrite or blend with what is cached) and decoding (one row).
  *
  * Rows come in ascending order of position and are worked off in chunks, each chunk through all its layers: later
  * rows see what earlier ones wrote, exactly as in one large pass, and the scratch memory stays bounded.
@@ -62,22 +63,27 @@ struct samkv_pass {
     /* On the host, [n]. */
     int n;
     const int32_t *ids;
-    const int32_t *positions;  /* ascending */
+    const int32_t *positions;  /* ascending within what sees each other */
     const int32_t *cache_rows; /* the row of the cache that each row is */
-    const int32_t *limits;     /* each row sees the cache's rows [0, limit), its own included */
-    const uint32_t *depths;    /* layers that each row goes through; NULL: all go through `depth` */
+    /* Each row sees the cache's rows [0, prefix) and [first, limit), its own included. firsts NULL: [0, limit). Both
+     * rise from row to row, but a limit may fall where a new first begins. */
+    int prefix;
+    const int32_t *firsts;
+    const int32_t *limits;
+    /* Layers that each row goes through; NULL: all go through `depth`. Nobody reads a row's hidden state behind its
+     * last layer: it leaves that layer after the tap, its K and V being in the cache, unless its logits are wanted. */
+    const uint32_t *depths;
     uint32_t depth;
 
     enum samkv_update update;
     float theta;
     int fresh_from; /* rows from here on were not cached before and always overwrite */
 
-    bool stop_after_tap; /* in the last layer nothing behind the tap is wanted (SamKV's query vector) */
     /* Called in each layer once Q has its RoPE and the chunk's K and V are in the cache. May be NULL. */
     void (*tap)(void *arg, struct samkv_stream *, const struct samkv_tap *);
     void *tap_arg;
 
-    float *logits;         /* host, [vocab]: what follows the last row; NULL: not wanted */
+    float *logits; /* host, [vocab]: what follows the last row, which goes through all layers; NULL: not wanted */
     const bool *cancelled; /* looked at between chunks; may be NULL */
 };
 

@@ -106,7 +106,6 @@ static enum samkv_status run_query(const struct samkv_engine *e, struct samkv_kv
         .cache_rows = columns + n,
         .limits = columns + 2 * n,
         .depth = q->stable_layers[q->stable_count - 1] + 1,
-        .stop_after_tap = true,
         .tap = on_layer,
         .tap_arg = m,
         .cancelled = q->cancelled,
