@@ -3,3 +3,6 @@
 
 /* Milliseconds of the monotonic clock. Any thread. */
 double samkv_now_ms(void);
+
+/* Milliseconds since *since, which becomes now. */
+double samkv_lap_ms(double *since);

@@ -7,30 +7,21 @@
 
 #include "daemon/base/thread.h"
 
-/* Lives on its caller's stack: the caller waits until it is done. */
-struct lane_job {
-    void (*fn)(void *arg);
-    void *arg;
-    struct lane_job *next;
-    pthread_cond_t finished;
-    bool done;
-};
-
 struct lane_queue {
-    struct lane_job *first, **last; /* last: where the next job is linked */
+    struct samkv_lane_job *first, **last; /* last: where the next job is linked */
 };
 
 struct samkv_lane {
     pthread_t thread;
-    pthread_mutex_t lock;        /* of everything below */
-    pthread_cond_t arrived;      /* a job, the end, or (while ending) the last caller's leaving */
-    int callers;                 /* inside samkv_lane_call: they still need the lock when their job is done */
+    pthread_mutex_t lock;   /* of everything below */
+    pthread_cond_t arrived; /* a job, the end, or (while ending) the last caller's leaving */
+    int callers;            /* between start and the end of wait: they still need the lock when their job is done */
     struct lane_queue queues[2]; /* by enum samkv_urgency */
     bool ending;
     atomic_int waiting;
 };
 
-static void push(struct samkv_lane *lane, enum samkv_urgency urgency, struct lane_job *job)
+static void push(struct samkv_lane *lane, enum samkv_urgency urgency, struct samkv_lane_job *job)
 {
     struct lane_queue *q = &lane->queues[urgency];
     *q->last = job;
@@ -38,10 +29,10 @@ static void push(struct samkv_lane *lane, enum samkv_urgency urgency, struct lan
     atomic_fetch_add(&lane->waiting, 1);
 }
 
-static struct lane_job *pop(struct samkv_lane *lane, enum samkv_urgency urgency)
+static struct samkv_lane_job *pop(struct samkv_lane *lane, enum samkv_urgency urgency)
 {
     struct lane_queue *q = &lane->queues[urgency];
-    struct lane_job *job = q->first;
+    struct samkv_lane_job *job = q->first;
     if (!job)
         return NULL;
     q->first = job->next;
@@ -52,7 +43,7 @@ static struct lane_job *pop(struct samkv_lane *lane, enum samkv_urgency urgency)
 }
 
 /* Called with the lock held; held again on return. */
-static void run_unlocked(struct samkv_lane *lane, struct lane_job *job)
+static void run_unlocked(struct samkv_lane *lane, struct samkv_lane_job *job)
 {
     pthread_mutex_unlock(&lane->lock);
     job->fn(job->arg);
@@ -66,7 +57,7 @@ static void *lane_main(void *arg)
     struct samkv_lane *lane = arg;
     pthread_mutex_lock(&lane->lock);
     for (;;) {
-        struct lane_job *job = pop(lane, SAMKV_URGENT);
+        struct samkv_lane_job *job = pop(lane, SAMKV_URGENT);
         if (!job)
             job = pop(lane, SAMKV_RELAXED);
         if (job)
@@ -119,28 +110,42 @@ void samkv_lane_free(struct samkv_lane *lane)
     free(lane);
 }
 
-void samkv_lane_call(struct samkv_lane *lane, enum samkv_urgency urgency, void (*fn)(void *arg), void *arg)
+void samkv_lane_start(struct samkv_lane *lane, enum samkv_urgency urgency, void (*fn)(void *arg), void *arg,
+                      struct samkv_lane_job *job)
 {
     assert(!pthread_equal(pthread_self(), lane->thread)); /* it would wait for itself */
-    struct lane_job job = {.fn = fn, .arg = arg};
-    pthread_cond_init(&job.finished, NULL);
+    *job = (struct samkv_lane_job){.fn = fn, .arg = arg};
+    pthread_cond_init(&job->finished, NULL);
     pthread_mutex_lock(&lane->lock);
-    push(lane, urgency, &job);
+    push(lane, urgency, job);
     lane->callers++;
     pthread_cond_signal(&lane->arrived);
-    while (!job.done)
-        pthread_cond_wait(&job.finished, &lane->lock);
+    pthread_mutex_unlock(&lane->lock);
+}
+
+void samkv_lane_wait(struct samkv_lane *lane, struct samkv_lane_job *job)
+{
+    pthread_mutex_lock(&lane->lock);
+    while (!job->done)
+        pthread_cond_wait(&job->finished, &lane->lock);
     if (--lane->callers == 0 && lane->ending)
         pthread_cond_signal(&lane->arrived);
     pthread_mutex_unlock(&lane->lock);
-    pthread_cond_destroy(&job.finished);
+    pthread_cond_destroy(&job->finished);
+}
+
+void samkv_lane_call(struct samkv_lane *lane, enum samkv_urgency urgency, void (*fn)(void *arg), void *arg)
+{
+    struct samkv_lane_job job;
+    samkv_lane_start(lane, urgency, fn, arg, &job);
+    samkv_lane_wait(lane, &job);
 }
 
 void samkv_lane_yield(struct samkv_lane *lane)
 {
     assert(pthread_equal(pthread_self(), lane->thread));
     pthread_mutex_lock(&lane->lock);
-    struct lane_job *job;
+    struct samkv_lane_job *job;
     while ((job = pop(lane, SAMKV_URGENT)))
         run_unlocked(lane, job);
     pthread_mutex_unlock(&lane->lock);

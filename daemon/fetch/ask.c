@@ -31,21 +31,16 @@ struct answer {
 
 /* ------------------------------------------------------------------ the prompt's cache */
 
-static void allocate_cache_on_lane(void *arg)
-{
-    struct answer *a = arg;
-    a->status = samkv_kv_cache_init(&a->job.cache, a->job.engine.model, (size_t)a->job.rows + a->max_tokens, a->err);
-}
-
 static enum samkv_status allocate_cache(struct answer *a)
 {
     const struct samkv_model_config *c = &a->job.engine.model->config;
     uint64_t row_bytes = 2ull * c->layers * c->kv_heads * c->head_dim * samkv_dtype_bytes(a->job.engine.device->dtype);
-    enum samkv_status status = samkv_memory_check((a->job.rows + (uint64_t)a->max_tokens) * row_bytes, a->err);
+    enum samkv_status status = SAMKV_OK;
+    if (a->job.engine.device->unified)
+        status = samkv_memory_check((a->job.rows + (uint64_t)a->max_tokens) * row_bytes, a->err);
     if (status)
         return status;
-    samkv_lane_call(a->job.engine.lane, SAMKV_URGENT, allocate_cache_on_lane, a);
-    return a->status;
+    return samkv_kv_cache_init(&a->job.cache, a->job.engine.model, (size_t)a->job.rows + a->max_tokens, a->err);
 }
 
 /* samkv and reuse: stored rows, placed, and the query over them. */
@@ -56,15 +51,13 @@ static enum samkv_status sparse_prompt(struct answer *a)
                                                                      : samkv_fetch_job_plan(job, a->err);
     if (!status)
         status = samkv_fetch_job_lay_out(job, true, a->err);
-    if (!status)
+    if (!status && job->engine.device->unified)
         status = samkv_stage_init(&job->stage, job->engine.device, &job->collection.shape, job->rows - job->query_rows,
                                   a->err);
     if (!status)
         status = allocate_cache(a);
     if (!status)
-        status = samkv_fetch_job_load(job, a->err);
-    if (!status)
-        status = samkv_fetch_job_recompute(job, a->err);
+        status = samkv_fetch_job_fill(job, NULL, NULL, a->err);
     return status;
 }
 

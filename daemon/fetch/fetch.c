@@ -1,18 +1,108 @@
 #include "daemon/fetch/fetch.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/fetch/heal.h"
 #include "daemon/fetch/job.h"
 #include "daemon/fetch/memory.h"
+#include "daemon/samkv/transfer.h"
 
-/* Whether the cache can lie in the reply itself: then blocks are decoded, rotated and recomputed where the client
- * reads. */
-static bool works_in_place(const struct samkv_fetch_job *job)
+/* What a fetch leaves: one memfd with everything, or the small columns in it and K and V in a lease. */
+struct reply {
+    struct samkv_fetch_job *job;
+    struct samkv_reply_memory memory;
+    struct samkv_lease *lease;
+    int device_fd;
+    void *converted;          /* device memory of K and V in the stored type, when that is not the device's */
+    enum samkv_status status; /* of the last step on a lane or in meanwhile */
+    struct samkv_error *err;
+};
+
+static void reply_deinit(struct reply *r)
 {
-    return job->engine.device->unified && job->engine.device->dtype == job->engine.stored;
+    struct samkv_device *device = r->job->engine.device;
+    if (r->converted)
+        device->ops->release(device, r->converted);
+    if (r->device_fd >= 0)
+        close(r->device_fd);
+    samkv_lease_end(r->lease, true); /* nobody has seen it */
+    samkv_reply_memory_free(&r->memory);
 }
 
+static bool is_stored_type(const struct samkv_fetch_job *job)
+{
+    return job->engine.device->dtype == job->engine.stored;
+}
+
+static size_t layer_bytes(const struct samkv_fetch_job *job)
+{
+    return job->rows * samkv_kv_width(&job->collection.shape) * samkv_dtype_bytes(job->collection.shape.dtype);
+}
+
+static size_t kv_bytes(const struct samkv_fetch_job *job)
+{
+    return 2 * (size_t)job->collection.shape.layers * layer_bytes(job);
+}
+
+static enum samkv_status new_memory(struct reply *r, bool with_kv, struct samkv_error *err)
+{
+    const struct samkv_fetch_job *job = r->job;
+    uint32_t vocab = job->query_rows ? job->engine.model->config.vocab : 0;
+    return samkv_reply_memory_new(&r->memory, &job->collection.shape, job->rows, vocab, with_kv, err);
+}
+
+struct lane_convert {
+    struct samkv_fetch_job *job;
+    uint8_t *to;
+    size_t v_offset;
+    enum samkv_status status;
+    struct samkv_error *err;
+};
+
+static void convert_on_lane(void *arg)
+{
+    struct lane_convert *c = arg;
+    struct samkv_fetch_job *job = c->job;
+    const struct samkv_kv_shape *shape = &job->collection.shape;
+    struct samkv_device *device = job->engine.device;
+    size_t count = job->rows * samkv_kv_width(shape);
+    for (uint32_t l = 0; l < shape->layers; l++) {
+        uint8_t *k = c->to + l * layer_bytes(job), *v = k + c->v_offset;
+        device->ops->convert(job->engine.stream, samkv_kv_cache_k(&job->cache, l), device->dtype, k, shape->dtype,
+                             count);
+        device->ops->convert(job->engine.stream, samkv_kv_cache_v(&job->cache, l), device->dtype, v, shape->dtype,
+                             count);
+    }
+    c->status = device->ops->sync(job->engine.stream, c->err);
+}
+
+/* The finished cache in the stored type: K at `to`, V v_offset further. */
+static enum samkv_status convert_cache(struct samkv_fetch_job *job, void *to, size_t v_offset, struct samkv_error *err)
+{
+    struct lane_convert c = {.job = job, .to = to, .v_offset = v_offset, .err = err};
+    samkv_lane_call(job->engine.lane, SAMKV_URGENT, convert_on_lane, &c);
+    return c.status;
+}
+
+static enum samkv_status seal(struct reply *r, struct samkv_error *err)
+{
+    const struct samkv_fetch_job *job = r->job;
+    const struct samkv_fetch_layout *l = &r->memory.layout;
+    uint8_t *map = r->memory.map;
+    size_t column = (size_t)job->rows * sizeof(int32_t);
+    memcpy(map + l->tokens_offset, job->tokens, column);
+    memcpy(map + l->doc_offset, job->doc, column);
+    memcpy(map + l->index_offset, job->index, column);
+    memcpy(map + l->position_offset, job->position, column);
+    if (l->vocab)
+        memcpy(map + l->logits_offset, job->logits, l->vocab * sizeof(float));
+    return samkv_reply_memory_seal(&r->memory, err);
+}
+
+/* ------------------------------------------------------------------ on a unified device */
+
+/* The cache lies in the reply itself: blocks are decoded, rotated and recomputed where the client reads. */
 static void use_reply_memory(struct samkv_fetch_job *job, const struct samkv_reply_memory *m)
 {
     job->cache = (struct samkv_kv_cache){
@@ -31,104 +121,155 @@ static void use_reply_memory(struct samkv_fetch_job *job, const struct samkv_rep
     };
 }
 
-struct lane_copy {
-    struct samkv_fetch_job *job;
-    const struct samkv_reply_memory *memory;
-    enum samkv_status status;
-    struct samkv_error *err;
-};
-
-static void allocate_cache_on_lane(void *arg)
+static enum samkv_status prepare_buffers(struct reply *r, struct samkv_error *err)
 {
-    struct lane_copy *c = arg;
-    c->status = samkv_kv_cache_init(&c->job->cache, c->job->engine.model, c->job->rows, c->err);
-}
-
-/* The finished cache, in the stored type, into the reply. */
-static void copy_out_on_lane(void *arg)
-{
-    struct lane_copy *c = arg;
-    struct samkv_fetch_job *job = c->job;
-    struct samkv_device *device = job->engine.device;
-    const struct samkv_fetch_layout *layout = &c->memory->layout;
-    size_t count = (size_t)job->rows * samkv_kv_width(&job->collection.shape), bytes = layout->layer_stride;
-    void *converted = NULL;
-    if (!device->unified && device->ops->alloc(device, bytes ? bytes : 1, &converted)) {
-        c->status = samkv_fail(c->err, SAMKV_NO_MEMORY, "no memory on %s for the reply", device->name);
-        return;
-    }
-    for (uint32_t l = 0; l < 2 * layout->layers; l++) {
-        bool value = l >= layout->layers;
-        uint32_t layer = value ? l - layout->layers : l;
-        const void *from = value ? samkv_kv_cache_v(&job->cache, layer) : samkv_kv_cache_k(&job->cache, layer);
-        uint8_t *to = c->memory->map + (value ? layout->v_offset : layout->k_offset) + layer * layout->layer_stride;
-        device->ops->convert(job->engine.stream, from, device->dtype, converted ? converted : to, layout->dtype, count);
-        if (converted)
-            device->ops->download(job->engine.stream, to, converted, bytes);
-    }
-    c->status = device->ops->sync(job->engine.stream, c->err);
-    device->ops->release(device, converted);
-}
-
-static enum samkv_status prepare_buffers(struct samkv_fetch_job *job, struct samkv_reply_memory *m,
-                                         struct samkv_error *err)
-{
-    uint32_t vocab = job->query_rows ? job->engine.model->config.vocab : 0;
-    enum samkv_status status = samkv_reply_memory_new(m, &job->collection.shape, job->rows, vocab, err);
+    struct samkv_fetch_job *job = r->job;
+    enum samkv_status status = new_memory(r, true, err);
     if (status)
         return status;
-    if (works_in_place(job)) {
-        use_reply_memory(job, m);
+    if (is_stored_type(job)) {
+        use_reply_memory(job, &r->memory);
         return SAMKV_OK;
     }
-    struct lane_copy c = {.job = job, .err = err};
-    status = samkv_memory_check(2 * m->layout.memory_bytes, err);
+    status = samkv_memory_check(2 * r->memory.layout.memory_bytes, err);
     if (!status)
         status =
             samkv_stage_init(&job->stage, job->engine.device, &job->collection.shape, job->rows - job->query_rows, err);
-    if (status)
-        return status;
-    samkv_lane_call(job->engine.lane, SAMKV_URGENT, allocate_cache_on_lane, &c);
-    return c.status;
+    return status ? status : samkv_kv_cache_init(&job->cache, job->engine.model, job->rows, err);
 }
 
-static enum samkv_status finish(struct samkv_fetch_job *job, struct samkv_reply_memory *m, struct samkv_error *err)
+static enum samkv_status run_unified(struct reply *r, struct samkv_error *err)
 {
-    const struct samkv_fetch_layout *l = &m->layout;
-    size_t column = (size_t)job->rows * sizeof(int32_t);
+    struct samkv_fetch_job *job = r->job;
     double since = samkv_now_ms();
-    if (!works_in_place(job)) {
-        struct lane_copy c = {.job = job, .memory = m, .err = err};
-        samkv_lane_call(job->engine.lane, SAMKV_URGENT, copy_out_on_lane, &c);
-        if (c.status)
-            return c.status;
-    }
-    memcpy(m->map + l->tokens_offset, job->tokens, column);
-    memcpy(m->map + l->doc_offset, job->doc, column);
-    memcpy(m->map + l->index_offset, job->index, column);
-    memcpy(m->map + l->position_offset, job->position, column);
-    if (l->vocab)
-        memcpy(m->map + l->logits_offset, job->logits, l->vocab * sizeof(float));
-    enum samkv_status status = samkv_reply_memory_seal(m, err);
-    job->timing.reply += samkv_now_ms() - since;
+    enum samkv_status status = prepare_buffers(r, err);
+    job->timing.reply = samkv_lap_ms(&since);
+    if (!status)
+        status = samkv_fetch_job_fill(job, NULL, NULL, err);
+    samkv_lap_ms(&since);
+    if (!status && !is_stored_type(job))
+        status = convert_cache(job, r->memory.map + r->memory.layout.k_offset,
+                               r->memory.layout.v_offset - r->memory.layout.k_offset, err);
+    if (!status)
+        status = seal(r, err);
+    job->timing.reply += samkv_lap_ms(&since);
     return status;
 }
 
-static enum samkv_status run(struct samkv_fetch_job *job, struct samkv_reply_memory *m, struct samkv_error *err)
+/* ------------------------------------------------------------------ on a device with a memory of its own */
+
+/* K and V are computed in the lease itself when their type is the stored one. */
+static enum samkv_status allocate_cache(struct reply *r, struct samkv_error *err)
 {
+    struct samkv_fetch_job *job = r->job;
+    struct samkv_device *device = job->engine.device;
+    bool leased = job->request->placement == SAMKV_PLACE_DEVICE;
+    enum samkv_status status = SAMKV_OK;
+    if (leased)
+        status = samkv_lease_take(job->engine.leases, kv_bytes(job), &r->lease, err);
+    if (status)
+        return status;
+    if (leased && is_stored_type(job)) {
+        uint8_t *memory = samkv_lease_memory(r->lease);
+        job->cache = (struct samkv_kv_cache){
+            .k = memory,
+            .v = memory + kv_bytes(job) / 2,
+            .layer_stride_bytes = layer_bytes(job),
+            .rows = job->rows,
+        };
+        return SAMKV_OK;
+    }
+    if (!leased && !is_stored_type(job) && device->ops->alloc(device, kv_bytes(job), &r->converted))
+        return samkv_fail(err, SAMKV_NO_MEMORY, "no memory on %s for the reply: ask for fewer documents", device->name);
+    return samkv_kv_cache_init(&job->cache, job->engine.model, job->rows, err);
+}
+
+/* While the device computes: the reply's host memory, whose pages take their time. */
+static void make_host_memory(void *arg)
+{
+    struct reply *r = arg;
+    r->status = new_memory(r, r->job->request->placement == SAMKV_PLACE_HOST, r->err);
+}
+
+/* K and V down to the reply; both lie in one piece on both sides. */
+static enum samkv_status download_cache(struct reply *r, struct samkv_error *err)
+{
+    struct samkv_fetch_job *job = r->job;
+    const struct samkv_fetch_layout *l = &r->memory.layout;
+    size_t half = kv_bytes(job) / 2;
+    const uint8_t *k = r->converted ? r->converted : job->cache.k;
+    const uint8_t *v = r->converted ? k + half : job->cache.v;
+    enum samkv_status status = samkv_transfer_down(job->engine.transfer, k, r->memory.map + l->k_offset, half, err);
+    return status ? status : samkv_transfer_down(job->engine.transfer, v, r->memory.map + l->v_offset, half, err);
+}
+
+static enum samkv_status finish_on_device(struct reply *r, struct samkv_error *err)
+{
+    struct samkv_fetch_job *job = r->job;
+    enum samkv_status status = SAMKV_OK;
+    if (!is_stored_type(job))
+        status = convert_cache(job, r->lease ? samkv_lease_memory(r->lease) : r->converted, kv_bytes(job) / 2, err);
+    if (!status)
+        status = r->lease ? samkv_lease_export(r->lease, &r->device_fd, err) : download_cache(r, err);
+    return status ? status : seal(r, err);
+}
+
+static enum samkv_status run_discrete(struct reply *r, struct samkv_error *err)
+{
+    struct samkv_fetch_job *job = r->job;
+    struct samkv_error meanwhile_err = {0};
+    double since = samkv_now_ms();
+    enum samkv_status status = allocate_cache(r, err);
+    job->timing.reply = samkv_lap_ms(&since);
+    r->err = &meanwhile_err;
+    if (!status)
+        status = samkv_fetch_job_fill(job, make_host_memory, r, err);
+    samkv_lap_ms(&since);
+    if (!status && r->status) {
+        status = r->status;
+        if (err)
+            *err = meanwhile_err;
+    }
+    if (!status)
+        status = finish_on_device(r, err);
+    job->timing.reply += samkv_lap_ms(&since);
+    return status;
+}
+
+/* ------------------------------------------------------------------ the whole */
+
+static enum samkv_status run(struct reply *r, struct samkv_error *err)
+{
+    struct samkv_fetch_job *job = r->job;
+    if (job->request->placement == SAMKV_PLACE_DEVICE && !job->engine.leases)
+        return samkv_fail(err, SAMKV_UNSUPPORTED,
+                          "%s has no memory to share: ask for the reply in host memory (placement host)",
+                          job->engine.device->name);
     enum samkv_status status = samkv_fetch_job_plan(job, err);
     if (!status)
         status = samkv_fetch_job_lay_out(job, job->request->with_query, err);
     if (status)
         return status;
-    double since = samkv_now_ms();
-    status = prepare_buffers(job, m, err);
-    job->timing.reply = samkv_now_ms() - since;
-    if (!status)
-        status = samkv_fetch_job_load(job, err);
-    if (!status)
-        status = samkv_fetch_job_recompute(job, err);
-    return status ? status : finish(job, m, err);
+    return job->engine.device->unified ? run_unified(r, err) : run_discrete(r, err);
+}
+
+/* What the reply owns becomes the result's. */
+static void hand_over(struct reply *r, struct samkv_fetch_result *out)
+{
+    struct samkv_device *device = r->job->engine.device;
+    out->memfd = r->memory.fd;
+    out->layout = r->memory.layout;
+    r->memory.fd = -1;
+    if (!r->lease)
+        return;
+    out->lease = r->lease;
+    out->device_fd = r->device_fd;
+    out->device_bytes = samkv_lease_bytes(r->lease);
+    memcpy(out->device_uuid, device->uuid, sizeof out->device_uuid);
+    for (size_t i = 0; i < sizeof device->uuid; i++)
+        out->device_is_cuda |= device->uuid[i] != 0;
+    r->lease = NULL;
+    r->device_fd = -1;
 }
 
 static enum samkv_status attempt(struct samkv_models *models, struct samkv_store *store,
@@ -136,20 +277,18 @@ static enum samkv_status attempt(struct samkv_models *models, struct samkv_store
                                  struct samkv_error *err)
 {
     struct samkv_fetch_job job;
-    struct samkv_reply_memory memory = {.fd = -1};
-    *out = (struct samkv_fetch_result){.memfd = -1};
+    struct reply reply = {.job = &job, .memory.fd = -1, .device_fd = -1};
+    *out = (struct samkv_fetch_result){.memfd = -1, .device_fd = -1};
     enum samkv_status status = samkv_fetch_job_open(&job, models, store, request, err);
     if (!status)
-        status = run(&job, &memory, err);
+        status = run(&reply, err);
     if (!status)
         status = samkv_fetch_job_report(&job, out, err);
-    if (!status) {
-        out->memfd = memory.fd;
-        out->layout = memory.layout;
-        memory.fd = -1;
-    }
+    if (!status)
+        hand_over(&reply, out);
+    if (job.engine.device)
+        reply_deinit(&reply);
     samkv_fetch_job_close(&job);
-    samkv_reply_memory_free(&memory);
     if (status)
         samkv_fetch_result_deinit(out);
     return status;

@@ -20,6 +20,13 @@ struct samkv_fetch_document {
     size_t first_kept_row;      /* of the kept rows */
 };
 
+struct samkv_record_want; /* transfer.h */
+
+struct samkv_fetch_pins {
+    struct samkv_record_want *wants; /* heap; their entries are pinned */
+    size_t count;
+};
+
 struct samkv_fetch_job {
     const struct samkv_fetch_request *request;
     struct samkv_snapshot *snapshot;
@@ -34,8 +41,13 @@ struct samkv_fetch_job {
     uint32_t total_tokens;
     uint32_t query_position; /* joint position of the query's first token */
 
+    /* On a unified device: */
     struct samkv_stage preamble; /* stored rows of the preamble; rows 0 when there is none */
     struct samkv_stage anchors;  /* stored rows of all anchors, documents in order */
+    /* On another one: */
+    struct samkv_manifest preamble_manifest; /* blocks 0 when there is none */
+    struct samkv_fetch_pins planned, kept;   /* what of the device's cache the job uses */
+
     struct samkv_selection selection;
 
     /* The rows of the reply: preamble, kept tokens, then the query (with_query). */
@@ -43,7 +55,7 @@ struct samkv_fetch_job {
     int32_t *tokens, *doc, *index, *position; /* [rows], one allocation */
     uint32_t *depth;                          /* [rows], of the same allocation */
     float *logits;                            /* [vocab], with_query */
-    struct samkv_stage stage;                 /* stored rows of preamble and kept tokens */
+    struct samkv_stage stage;                 /* stored rows of preamble and kept tokens; on a unified device */
     struct samkv_kv_cache cache;              /* the same after RoPE and recomputation, and the query's */
     uint64_t recomputed;                      /* (document token, layer) pairs */
     uint64_t bytes_stored;
@@ -66,11 +78,15 @@ enum samkv_status samkv_fetch_job_keep_all(struct samkv_fetch_job *, struct samk
 enum samkv_status samkv_fetch_job_lay_out(struct samkv_fetch_job *, bool with_query,
                                           struct samkv_error *) SAMKV_MUST_USE;
 
-/* Kept blocks from the store (anchors from memory) into job->stage, which is given. */
-enum samkv_status samkv_fetch_job_load(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+/* The first layer in which a kept block's stored K and V are used: behind those that overwrite them. `layers` for none.
+ */
+uint32_t samkv_fetch_job_first_layer(const struct samkv_fetch_job *, uint32_t document, uint32_t block);
 
-/* Stage → cache with RoPE, then the recomputation. Both on the lane, in one call. */
-enum samkv_status samkv_fetch_job_recompute(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+/* Kept blocks from the store (anchors from memory) into job->stage, then with RoPE into job->cache, which are given
+ * (the stage on a unified device only), then the recomputation. meanwhile: see device.h; never called on a unified
+ * device. */
+enum samkv_status samkv_fetch_job_fill(struct samkv_fetch_job *, void (*meanwhile)(void *arg), void *arg,
+                                       struct samkv_error *) SAMKV_MUST_USE;
 
 /* What the reply says besides the memory. */
 enum samkv_status samkv_fetch_job_report(const struct samkv_fetch_job *, struct samkv_fetch_result *,

@@ -3,14 +3,23 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "daemon/base/pool.h"
+
 /* Tensors begin on a cache line, so that readers may use aligned vector loads. */
-#define DATA_ALIGNMENT 64
+#define DATA_ALIGNMENT   64
+#define PAGE_BYTES       4096
+#define BYTES_PER_THREAD (8u << 20)
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
 
 static const char *tensor_type(enum samkv_dtype dtype)
 {
@@ -29,7 +38,7 @@ static const char *tensor_type(enum samkv_dtype dtype)
 
 /* Offsets relative to the data's begin; samkv_reply_memory_new adds the header's size. */
 static enum samkv_status compute_layout(struct samkv_fetch_layout *l, const struct samkv_kv_shape *shape, uint32_t rows,
-                                        uint32_t vocab)
+                                        uint32_t vocab, bool with_kv)
 {
     uint64_t kv, column = (uint64_t)rows * sizeof(int32_t);
     *l = (struct samkv_fetch_layout){
@@ -46,7 +55,7 @@ static enum samkv_status compute_layout(struct samkv_fetch_layout *l, const stru
         return SAMKV_TOO_LARGE;
     l->k_offset = 0;
     l->v_offset = kv;
-    l->tokens_offset = 2 * kv;
+    l->tokens_offset = with_kv ? 2 * kv : 0;
     l->doc_offset = l->tokens_offset + column;
     l->index_offset = l->doc_offset + column;
     l->position_offset = l->index_offset + column;
@@ -72,7 +81,7 @@ static void put_layers(FILE *f, const struct samkv_fetch_layout *l, char kind, u
 }
 
 /* 8 bytes of size and the JSON, padded with spaces so that the data is aligned. Heap; NULL when out of memory. */
-static char *make_header(const struct samkv_fetch_layout *l, size_t *bytes)
+static char *make_header(const struct samkv_fetch_layout *l, bool with_kv, size_t *bytes)
 {
     char *text = NULL, shape[32];
     FILE *f = open_memstream(&text, bytes);
@@ -81,8 +90,10 @@ static char *make_header(const struct samkv_fetch_layout *l, size_t *bytes)
     uint64_t size = 0, column = (uint64_t)l->rows * sizeof(int32_t);
     fwrite(&size, 1, sizeof size, f);
     fprintf(f, "{\"__metadata__\":{\"format\":\"pt\",\"producer\":\"samkvd\"}");
-    put_layers(f, l, 'k', l->k_offset);
-    put_layers(f, l, 'v', l->v_offset);
+    if (with_kv) {
+        put_layers(f, l, 'k', l->k_offset);
+        put_layers(f, l, 'v', l->v_offset);
+    }
     snprintf(shape, sizeof shape, "%u", l->rows);
     put_tensor(f, "tokens", "I32", shape, l->tokens_offset, column);
     put_tensor(f, "doc", "I32", shape, l->doc_offset, column);
@@ -104,46 +115,85 @@ static char *make_header(const struct samkv_fetch_layout *l, size_t *bytes)
     return text;
 }
 
-static void add_header_size(struct samkv_fetch_layout *l, size_t header)
+static void add_header_size(struct samkv_fetch_layout *l, bool with_kv, size_t header)
 {
-    uint64_t *offsets[] = {&l->k_offset,     &l->v_offset,        &l->tokens_offset, &l->doc_offset,
-                           &l->index_offset, &l->position_offset, &l->logits_offset, &l->memory_bytes};
-    for (size_t i = 0; i < sizeof offsets / sizeof *offsets; i++)
+    uint64_t *offsets[] = {&l->tokens_offset, &l->doc_offset,   &l->index_offset, &l->position_offset,
+                           &l->logits_offset, &l->memory_bytes, &l->k_offset,     &l->v_offset};
+    for (size_t i = 0; i < (with_kv ? 8 : 6); i++)
         *offsets[i] += header;
     if (!l->vocab)
         l->logits_offset = 0;
 }
 
-/* fallocate reserves the pages: no SIGBUS later, and lack of memory is an error of this request. */
+struct populate {
+    uint8_t *map;
+    size_t bytes, share;
+    atomic_int errnum; /* the first failure */
+};
+
+static void populate_share(void *arg, int i)
+{
+    struct populate *p = arg;
+    size_t first = (size_t)i * p->share, left = p->bytes - first;
+    int none = 0, rc;
+    do
+        rc = madvise(p->map + first, left < p->share ? left : p->share, MADV_POPULATE_WRITE);
+    while (rc && (errno == EINTR || errno == EAGAIN));
+    if (rc)
+        atomic_compare_exchange_strong(&p->errnum, &none, errno);
+}
+
+/*
+ * All pages at once, so that no SIGBUS comes later and lack of memory is an error of this request. The kernel clears
+ * them at two to three gigabytes a second and thread: several threads share a large reply.
+ */
+static int populate(uint8_t *map, size_t bytes)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    size_t threads = bytes / BYTES_PER_THREAD + 1;
+    if (cores > 0 && threads > (size_t)cores)
+        threads = (size_t)cores;
+    struct populate p = {.map = map, .bytes = bytes};
+    p.share = (bytes / threads + PAGE_BYTES) / PAGE_BYTES * PAGE_BYTES;
+    samkv_parallel_for((int)((bytes + p.share - 1) / p.share), (int)threads, populate_share, &p);
+    return p.errnum;
+}
+
+static enum samkv_status no_memory(const struct samkv_reply_memory *m, int errnum, struct samkv_error *err)
+{
+    samkv_fail_errno(err, errnum, "no memory for a reply of %" PRIu64 " MB: ask for fewer documents or a lower ratio",
+                     m->layout.memory_bytes >> 20);
+    return SAMKV_NO_MEMORY;
+}
+
 static enum samkv_status create(struct samkv_reply_memory *m, struct samkv_error *err)
 {
     m->fd = memfd_create("samkv-reply", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (m->fd < 0)
         return samkv_fail_errno(err, errno, "cannot make the reply's memory");
-    if (fallocate(m->fd, 0, 0, (off_t)m->layout.memory_bytes)) {
-        samkv_fail_errno(err, errno,
-                         "no memory for a reply of %" PRIu64 " MB: ask for fewer documents or a lower ratio",
-                         m->layout.memory_bytes >> 20);
-        return SAMKV_NO_MEMORY;
-    }
-    void *map = mmap(NULL, m->layout.memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, m->fd, 0);
+    if (ftruncate(m->fd, (off_t)m->layout.memory_bytes))
+        return no_memory(m, errno, err);
+    void *map = mmap(NULL, m->layout.memory_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, m->fd, 0);
     if (map == MAP_FAILED)
         return samkv_fail_errno(err, errno, "cannot map the reply's memory");
     m->map = map;
-    return SAMKV_OK;
+    int errnum = populate(m->map, m->layout.memory_bytes);
+    if (errnum == EINVAL) /* Linux before 5.14 */
+        errnum = fallocate(m->fd, 0, 0, (off_t)m->layout.memory_bytes) ? errno : 0;
+    return errnum ? no_memory(m, errnum, err) : SAMKV_OK;
 }
 
 enum samkv_status samkv_reply_memory_new(struct samkv_reply_memory *m, const struct samkv_kv_shape *shape,
-                                         uint32_t rows, uint32_t vocab, struct samkv_error *err)
+                                         uint32_t rows, uint32_t vocab, bool with_kv, struct samkv_error *err)
 {
     size_t header_bytes;
     *m = (struct samkv_reply_memory){.fd = -1};
-    if (compute_layout(&m->layout, shape, rows, vocab))
+    if (compute_layout(&m->layout, shape, rows, vocab, with_kv))
         return samkv_fail(err, SAMKV_TOO_LARGE, "a reply of %u tokens is too large: ask for fewer documents", rows);
-    char *header = make_header(&m->layout, &header_bytes);
+    char *header = make_header(&m->layout, with_kv, &header_bytes);
     if (!header)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    add_header_size(&m->layout, header_bytes);
+    add_header_size(&m->layout, with_kv, header_bytes);
     enum samkv_status status = samkv_memory_check(m->layout.memory_bytes, err);
     if (!status)
         status = create(m, err);

@@ -8,9 +8,9 @@ struct samkv_reply_memory {
     struct samkv_fetch_layout layout;
 };
 
-/* vocab 0: no logits. */
+/* vocab 0: no logits. Without K and V, the layout's offsets of them are those in a device's memory: K at 0, then V. */
 enum samkv_status samkv_reply_memory_new(struct samkv_reply_memory *, const struct samkv_kv_shape *, uint32_t rows,
-                                         uint32_t vocab, struct samkv_error *) SAMKV_MUST_USE;
+                                         uint32_t vocab, bool with_kv, struct samkv_error *) SAMKV_MUST_USE;
 
 /* Unmaps and seals it against any further change; the fd stays open. */
 enum samkv_status samkv_reply_memory_seal(struct samkv_reply_memory *, struct samkv_error *) SAMKV_MUST_USE;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/base/ids.h"
+#include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
 
 /* Rows are counted in int32 on devices. */
@@ -139,6 +140,14 @@ static enum samkv_status open_documents(struct samkv_fetch_job *job, struct samk
     return status;
 }
 
+static enum samkv_status open_preamble(struct samkv_fetch_job *job, struct samkv_error *err)
+{
+    const struct samkv_key *key = &job->collection.preamble_key;
+    if (job->engine.device->unified)
+        return samkv_load_document(job->snapshot, key, job->engine.device, &job->preamble, err);
+    return samkv_load_manifest(job->snapshot, key, &job->preamble_manifest, err);
+}
+
 enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *job, struct samkv_models *models,
                                        struct samkv_store *store, const struct samkv_fetch_request *request,
                                        struct samkv_error *err)
@@ -160,21 +169,15 @@ enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *job, struct samkv
     if (!status)
         status = open_documents(job, err);
     if (!status && job->collection.preamble_tokens)
-        status =
-            samkv_load_document(job->snapshot, &job->collection.preamble_key, job->engine.device, &job->preamble, err);
+        status = open_preamble(job, err);
     return status;
-}
-
-static void free_cache_on_lane(void *arg)
-{
-    struct samkv_fetch_job *job = arg;
-    samkv_kv_cache_deinit(&job->cache, job->engine.device);
 }
 
 void samkv_fetch_job_close(struct samkv_fetch_job *job)
 {
-    if (job->cache.allocation)
-        samkv_lane_call(job->engine.lane, SAMKV_URGENT, free_cache_on_lane, job);
+    samkv_kv_cache_deinit(&job->cache, job->engine.device);
+    samkv_fetch_pins_deinit(&job->planned);
+    samkv_fetch_pins_deinit(&job->kept);
     samkv_stage_deinit(&job->stage);
     samkv_stage_deinit(&job->anchors);
     samkv_stage_deinit(&job->preamble);

@@ -1,6 +1,7 @@
 /* Step "plan" of a fetch: index and anchors are read, the query runs over the anchors, and the blocks are chosen. */
 #include <stdlib.h>
 
+#include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
 #include "daemon/samkv/recompute.h"
 
@@ -173,31 +174,26 @@ static enum samkv_status choose(struct plan *p)
     return samkv_select(&input, &job->selection, p->err);
 }
 
-static double lap(double *since)
-{
-    double now = samkv_now_ms(), elapsed = now - *since;
-    *since = now;
-    return elapsed;
-}
-
 enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *job, struct samkv_error *err)
 {
     struct plan p;
     double since = samkv_now_ms();
+    if (!job->engine.device->unified)
+        return samkv_fetch_device_plan(job, err);
     enum samkv_status status = plan_init(&p, job, err);
     if (!status)
         status = read_index(&p);
     if (!status)
         status = read_anchors(&p);
-    job->timing.index = lap(&since);
+    job->timing.index = samkv_lap_ms(&since);
     if (!status) {
         samkv_lane_call(job->engine.lane, SAMKV_URGENT, query_on_lane, &p);
         status = p.status;
     }
-    job->timing.query = lap(&since);
+    job->timing.query = samkv_lap_ms(&since);
     if (!status)
         status = choose(&p);
-    job->timing.select = lap(&since);
+    job->timing.select = samkv_lap_ms(&since);
     plan_deinit(&p);
     return status;
 }

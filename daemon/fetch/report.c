@@ -57,6 +57,9 @@ void samkv_fetch_result_deinit(struct samkv_fetch_result *r)
 {
     if (r->memfd >= 0)
         close(r->memfd);
+    if (r->lease && r->device_fd >= 0)
+        close(r->device_fd);
+    samkv_lease_end(r->lease, true);
     for (uint32_t i = 0; r->keep && i < r->documents; i++)
         free(r->keep[i]);
     free(r->keep);
@@ -64,5 +67,5 @@ void samkv_fetch_result_deinit(struct samkv_fetch_result *r)
     free(r->top_p);
     free(r->document_tokens);
     free(r->stable_layers);
-    *r = (struct samkv_fetch_result){.memfd = -1};
+    *r = (struct samkv_fetch_result){.memfd = -1, .device_fd = -1};
 }

@@ -1,7 +1,8 @@
-/* Steps "lay out", "load" and "recompute" of a fetch: from the selection to a KV cache on the device. */
+/* Steps "lay out" and "fill" of a fetch: from the selection to a KV cache on the device. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
 #include "daemon/samkv/recompute.h"
 
@@ -65,6 +66,12 @@ enum samkv_status samkv_fetch_job_lay_out(struct samkv_fetch_job *job, bool with
 
 /* ------------------------------------------------------------------ load */
 
+uint32_t samkv_fetch_job_first_layer(const struct samkv_fetch_job *job, uint32_t document, uint32_t block)
+{
+    bool overwritten = job->request->update == SAMKV_UPDATE_OVERWRITE && !job->request->no_recompute;
+    return overwritten ? job->selection.documents[document].depth[block] : 0;
+}
+
 static void copy_rows(const struct samkv_stage *to, size_t to_row, const struct samkv_stage *from, size_t from_row,
                       size_t rows)
 {
@@ -77,7 +84,8 @@ static void copy_rows(const struct samkv_stage *to, size_t to_row, const struct 
     }
 }
 
-/* Anchors were read for the query; the rest of the kept blocks is listed. Returns how many. */
+/* Anchors were read for the query; the rest of the kept blocks is listed, but for those that the recomputation writes
+ * in all layers. Returns how many. */
 static size_t list_blocks(struct samkv_fetch_job *job, struct samkv_load *loads)
 {
     size_t n = 0, anchor_row = 0;
@@ -87,7 +95,10 @@ static size_t list_blocks(struct samkv_fetch_job *job, struct samkv_load *loads)
         size_t row = d->first_kept_row;
         for (uint32_t k = 0; k < s->keep_count; k++) {
             uint32_t size = samkv_block_size(&d->blocks, s->keep[k]);
-            if (job->anchors.rows && samkv_block_is_anchor(&d->blocks, s->keep[k])) {
+            bool unused = samkv_fetch_job_first_layer(job, i, s->keep[k]) >= job->collection.shape.layers;
+            if (unused) {
+                anchor_row += samkv_block_is_anchor(&d->blocks, s->keep[k]) ? size : 0;
+            } else if (job->anchors.rows && samkv_block_is_anchor(&d->blocks, s->keep[k])) {
                 copy_rows(&job->stage, row, &job->anchors, anchor_row, size);
                 anchor_row += size;
             } else {
@@ -99,7 +110,7 @@ static size_t list_blocks(struct samkv_fetch_job *job, struct samkv_load *loads)
     return n;
 }
 
-enum samkv_status samkv_fetch_job_load(struct samkv_fetch_job *job, struct samkv_error *err)
+static enum samkv_status load(struct samkv_fetch_job *job, struct samkv_error *err)
 {
     double since = samkv_now_ms();
     size_t blocks = 0;
@@ -145,10 +156,16 @@ static void recompute_on_lane(void *arg)
         w->status = samkv_recompute(&job->engine, &job->cache, &recompute, w->err);
 }
 
-enum samkv_status samkv_fetch_job_recompute(struct samkv_fetch_job *job, struct samkv_error *err)
+enum samkv_status samkv_fetch_job_fill(struct samkv_fetch_job *job, void (*meanwhile)(void *arg), void *arg,
+                                       struct samkv_error *err)
 {
     struct lane_work work = {.job = job, .err = err};
+    if (!job->engine.device->unified)
+        return samkv_fetch_device_fill(job, meanwhile, arg, err);
+    enum samkv_status status = load(job, err);
     double since = samkv_now_ms();
+    if (status)
+        return status;
     samkv_lane_call(job->engine.lane, SAMKV_URGENT, recompute_on_lane, &work);
     job->timing.recompute = samkv_now_ms() - since;
     return work.status;

@@ -82,14 +82,21 @@ enum samkv_status samkv_load_blocks(struct samkv_snapshot *snapshot, const struc
     return job.status;
 }
 
+enum samkv_status samkv_load_manifest(struct samkv_snapshot *snapshot, const struct samkv_key *key,
+                                      struct samkv_manifest *out, struct samkv_error *err)
+{
+    enum samkv_status status = samkv_snapshot_manifest(snapshot, key, out, err);
+    if (status == SAMKV_NOT_FOUND)
+        return samkv_fail(err, SAMKV_CORRUPT, "a preamble's KV cache is missing from the store: run samkvctl verify");
+    return status;
+}
+
 enum samkv_status samkv_load_document(struct samkv_snapshot *snapshot, const struct samkv_key *key,
                                       struct samkv_device *device, struct samkv_stage *out, struct samkv_error *err)
 {
     struct samkv_manifest manifest;
     *out = (struct samkv_stage){0};
-    enum samkv_status status = samkv_snapshot_manifest(snapshot, key, &manifest, err);
-    if (status == SAMKV_NOT_FOUND)
-        return samkv_fail(err, SAMKV_CORRUPT, "a preamble's KV cache is missing from the store: run samkvctl verify");
+    enum samkv_status status = samkv_load_manifest(snapshot, key, &manifest, err);
     if (status)
         return status;
     struct samkv_load *loads = calloc(manifest.blocks, sizeof *loads);

@@ -17,6 +17,10 @@ struct samkv_load {
 enum samkv_status samkv_load_blocks(struct samkv_snapshot *, const struct samkv_load *, size_t count,
                                     const struct samkv_stage *, struct samkv_error *) SAMKV_MUST_USE;
 
+/* A preamble's manifest; CORRUPT when it is missing. */
+enum samkv_status samkv_load_manifest(struct samkv_snapshot *, const struct samkv_key *, struct samkv_manifest *out,
+                                      struct samkv_error *) SAMKV_MUST_USE;
+
 /* A whole document (a preamble) into a stage that is made here and deinited by the caller. */
 enum samkv_status samkv_load_document(struct samkv_snapshot *, const struct samkv_key *, struct samkv_device *,
                                       struct samkv_stage *out, struct samkv_error *) SAMKV_MUST_USE;

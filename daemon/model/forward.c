@@ -421,11 +421,15 @@ static bool shrink(struct chunk *ck, uint32_t l)
     return true;
 }
 
-static void run_layers(struct chunk *ck)
+static enum samkv_status run_layers(struct chunk *ck, struct samkv_error *err)
 {
     const struct samkv_model_config *c = &ck->model->config;
     for (uint32_t l = 0; l < c->layers; l++) {
         const struct samkv_layer *layer = &ck->model->layers[l];
+        enum samkv_status status =
+            ck->pass->before_layer ? ck->pass->before_layer(ck->pass->before_layer_arg, l, err) : SAMKV_OK;
+        if (status)
+            return status;
         ck->ops->rmsnorm(ck->stream, ck->ws->hidden, c->hidden, layer->attn_norm, c->rms_eps, ck->n, (int)c->hidden,
                          ck->ws->norm, c->hidden);
         project_qkv(ck, layer);
@@ -437,6 +441,7 @@ static void run_layers(struct chunk *ck)
         attend(ck, layer, l);
         feed_forward(ck, layer);
     }
+    return SAMKV_OK;
 }
 
 /* Logits of what follows the row that is left, into pass->logits. */
@@ -451,19 +456,20 @@ static void read_logits(struct chunk *ck)
     ck->ops->download(ck->stream, ck->pass->logits, ws->logits_f32, c->vocab * sizeof(float));
 }
 
-static void run_chunk(struct chunk *ck)
+static enum samkv_status run_chunk(struct chunk *ck, struct samkv_error *err)
 {
     for (int row = ck->first; row < ck->end; row++)
         if (depth_of(ck->pass, row) > 0)
             ck->rows[ck->n++] = row;
     if (!ck->n)
-        return;
+        return SAMKV_OK;
     upload_column(ck, ck->ws->ids, ck->pass->ids);
     upload_rows(ck);
     ck->ops->embed(ck->stream, ck->model->embedding, ck->ws->ids, ck->n, (int)ck->model->config.hidden, ck->ws->hidden);
-    run_layers(ck);
-    if (ck->n)
+    enum samkv_status status = run_layers(ck, err);
+    if (!status && ck->n)
         read_logits(ck);
+    return status;
 }
 
 enum samkv_status samkv_forward(const struct samkv_model *model, struct samkv_stream *stream,
@@ -494,7 +500,7 @@ enum samkv_status samkv_forward(const struct samkv_model *model, struct samkv_st
             status = samkv_fail(err, SAMKV_CANCELLED, "cancelled: the client is gone");
             break;
         }
-        run_chunk(&ck);
+        status = run_chunk(&ck, err);
     }
     enum samkv_status synced = stream->device->ops->sync(stream, status ? NULL : err);
     free(host);

@@ -83,6 +83,11 @@ struct samkv_pass {
     void (*tap)(void *arg, struct samkv_stream *, const struct samkv_tap *);
     void *tap_arg;
 
+    /* Called before each layer; may wait until the cache's rows are there that the layer needs. May be NULL. What is
+     * enqueued goes on meanwhile; a failure ends the pass. */
+    enum samkv_status (*before_layer)(void *arg, uint32_t layer, struct samkv_error *);
+    void *before_layer_arg;
+
     float *logits; /* host, [vocab]: what follows the last row, which goes through all layers; NULL: not wanted */
     const bool *cancelled; /* looked at between chunks; may be NULL */
 };

@@ -6,6 +6,8 @@
 
 #include "daemon/base/log.h"
 #include "daemon/model/forward.h"
+#include "daemon/samkv/lease.h"
+#include "daemon/samkv/transfer.h"
 
 static void engine_close(struct samkv_engine *e)
 {
@@ -22,6 +24,8 @@ void samkv_models_close(struct samkv_models *models)
     if (!models)
         return;
     struct samkv_device *device = models->device;
+    samkv_leases_free(models->leases);
+    samkv_transfer_free(models->transfer);
     for (size_t i = 0; i < models->count; i++)
         engine_close(&models->engines[i]);
     if (device)
@@ -97,6 +101,31 @@ static enum samkv_status open_device(const struct samkv_models_options *options,
     return samkv_device_open(spec, wanted, out, note, note_bytes, err);
 }
 
+/* What a device with a memory of its own needs for fetches, from what the models left of it. */
+static enum samkv_status open_memory(struct samkv_models *models, const struct samkv_models_options *options,
+                                     struct samkv_error *err)
+{
+    struct samkv_device *device = models->device;
+    uint64_t free_bytes, total_bytes;
+    if (device->unified)
+        return SAMKV_OK;
+    device->ops->memory(device, &free_bytes, &total_bytes);
+    uint64_t cache = options->device_cache_bytes ? options->device_cache_bytes : free_bytes / 4;
+    uint64_t replies = options->device_reply_bytes ? options->device_reply_bytes : free_bytes / 4;
+    enum samkv_status status = samkv_transfer_new(device, cache, &models->transfer, err);
+    if (!status && device->shares && samkv_leases_new(device, replies, &models->leases))
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    for (size_t i = 0; i < models->count; i++) {
+        models->engines[i].transfer = models->transfer;
+        models->engines[i].leases = models->leases;
+    }
+    if (!status)
+        samkv_log(SAMKV_LOG_INFO, "device free=%llu MB of %llu MB cache=%llu MB replies=%llu MB",
+                  (unsigned long long)(free_bytes >> 20), (unsigned long long)(total_bytes >> 20),
+                  (unsigned long long)(cache >> 20), (unsigned long long)(models->leases ? replies >> 20 : 0));
+    return status;
+}
+
 enum samkv_status samkv_models_open(const struct samkv_models_options *options, struct samkv_models **out,
                                     struct samkv_error *err)
 {
@@ -127,6 +156,8 @@ enum samkv_status samkv_models_open(const struct samkv_models_options *options, 
         }
         models->count++;
     }
+    if (!status)
+        status = open_memory(models, options, err);
     if (status) {
         samkv_models_close(models);
         return status;

@@ -131,6 +131,113 @@ enum samkv_status samkv_query_vector(const struct samkv_engine *engine, struct s
     return status;
 }
 
+/* ------------------------------------------------------------------ steps 2 and 3 */
+
+/* Device memory of one scoring, cut from one allocation. */
+struct scoring_memory {
+    uint8_t *base;
+    const float **index;
+    int32_t *first_block, *starts;
+    float *rope, *work, *scores;
+};
+
+static size_t cut(size_t *at, size_t bytes)
+{
+    size_t first = *at;
+    *at += (bytes + 63) / 64 * 64;
+    return first;
+}
+
+static enum samkv_status scoring_memory_init(struct scoring_memory *m, const struct samkv_engine *e,
+                                             const struct samkv_query_pass *q, const struct samkv_query_scoring *s)
+{
+    const struct samkv_model_config *c = &e->model->config;
+    size_t n = s->documents, layers = q->stable_count, at = 0;
+    size_t index = cut(&at, n * layers * sizeof *m->index), first_block = cut(&at, (n + 1) * sizeof(int32_t));
+    size_t starts = cut(&at, n * sizeof(int32_t)), rope = cut(&at, n * c->head_dim * sizeof(float));
+    size_t work = cut(&at, n * layers * (c->heads + (size_t)c->kv_heads * c->head_dim) * sizeof(float));
+    size_t scores = cut(&at, layers * (size_t)s->first_block[n] * sizeof(float));
+    enum samkv_status status = e->device->ops->alloc(e->device, at, (void **)&m->base);
+    if (status)
+        return status;
+    m->index = (const float **)(m->base + index);
+    m->first_block = (int32_t *)(m->base + first_block);
+    m->starts = (int32_t *)(m->base + starts);
+    m->rope = (float *)(m->base + rope);
+    m->work = (float *)(m->base + work);
+    m->scores = (float *)(m->base + scores);
+    return SAMKV_OK;
+}
+
+static enum samkv_status run_scores(const struct samkv_engine *e, const struct samkv_query_pass *q,
+                                    const struct samkv_query_scoring *s, const float *q_query,
+                                    const struct scoring_memory *m, struct samkv_error *err)
+{
+    const struct samkv_model_config *c = &e->model->config;
+    const struct samkv_ops *ops = e->device->ops;
+    size_t n = s->documents, layers = q->stable_count;
+    const struct samkv_score score = {
+        .documents = (int)n,
+        .layers = (int)layers,
+        .heads = (int)c->heads,
+        .kv_heads = (int)c->kv_heads,
+        .head_dim = (int)c->head_dim,
+        .q_query = q_query,
+        .index = m->index,
+        .first_block = m->first_block,
+        .blocks = s->first_block[n],
+        .rope = m->rope,
+        .work = m->work,
+        .scores = m->scores,
+    };
+    ops->upload(e->stream, m->index, s->index, n * layers * sizeof *s->index);
+    ops->upload(e->stream, m->first_block, s->first_block, (n + 1) * sizeof *s->first_block);
+    samkv_rope_rows(e->model, e->stream, samkv_workspace_inv_freq(e->workspace), s->starts, (int)n, m->starts, m->rope);
+    ops->score(e->stream, &score);
+    ops->download(e->stream, s->scores, m->scores, layers * (size_t)s->first_block[n] * sizeof(float));
+    return ops->sync(e->stream, err);
+}
+
+/* The whole query's mean as the first of the chunks' on the device. */
+static enum samkv_status gather_means(const struct means *m, const struct samkv_engine *e, struct samkv_error *err)
+{
+    size_t one = m->query->stable_count * m->width;
+    if (m->chunks == 1)
+        return SAMKV_OK;
+    float *host = malloc(one * sizeof *host);
+    if (!host)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    enum samkv_status status = combine(m, e, host, err);
+    if (!status) {
+        e->device->ops->upload(e->stream, m->device, host, one * sizeof *host);
+        status = e->device->ops->sync(e->stream, err);
+    }
+    free(host);
+    return status;
+}
+
+enum samkv_status samkv_query_scores(const struct samkv_engine *engine, struct samkv_kv_cache *cache,
+                                     const struct samkv_query_pass *query, const struct samkv_query_scoring *scoring,
+                                     struct samkv_error *err)
+{
+    struct means m;
+    struct scoring_memory memory = {0};
+    enum samkv_status status = means_init(&m, engine, query);
+    if (!status)
+        status = scoring_memory_init(&memory, engine, query, scoring);
+    if (status)
+        samkv_fail(err, status, "no memory on %s to score the documents' blocks", engine->device->name);
+    if (!status)
+        status = run_query(engine, cache, &m, err);
+    if (!status)
+        status = gather_means(&m, engine, err);
+    if (!status)
+        status = run_scores(engine, query, scoring, m.device, &memory, err);
+    means_deinit(&m, engine);
+    engine->device->ops->release(engine->device, memory.base);
+    return status;
+}
+
 /* ------------------------------------------------------------------ step 5 */
 
 /* The rows that are recomputed at all, as columns of a pass. */
@@ -186,6 +293,8 @@ enum samkv_status samkv_recompute(const struct samkv_engine *engine, struct samk
         .update = r->update,
         .theta = r->theta,
         .fresh_from = a.fresh_from,
+        .before_layer = r->before_layer,
+        .before_layer_arg = r->before_layer_arg,
         .logits = r->logits,
         .cancelled = r->cancelled,
     };

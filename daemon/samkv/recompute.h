@@ -23,6 +23,21 @@ struct samkv_query_pass {
     const bool *cancelled;
 };
 
+/*
+ * Steps 2 and 3 up to the scores, on the device and right behind the query's pass. Host arrays but for what `index`
+ * points to, which are the documents' index records as stored (see struct samkv_score).
+ */
+struct samkv_query_scoring {
+    uint32_t documents;
+    const float *const *index;  /* [documents][stable_count] device pointers */
+    const int32_t *first_block; /* [documents + 1] */
+    const int32_t *starts;      /* [documents]: joint positions of the documents' first tokens */
+    float *scores;              /* out: [stable_count][first_block[documents]] */
+};
+enum samkv_status samkv_query_scores(const struct samkv_engine *, struct samkv_kv_cache *,
+                                     const struct samkv_query_pass *, const struct samkv_query_scoring *,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
 enum samkv_status samkv_query_vector(const struct samkv_engine *, struct samkv_kv_cache *,
                                      const struct samkv_query_pass *, float *out, struct samkv_error *) SAMKV_MUST_USE;
 
@@ -35,6 +50,9 @@ struct samkv_recompute {
     enum samkv_update update;
     float theta;
     float *logits; /* host, [vocab], of what follows the query; NULL: not wanted */
+    /* See struct samkv_pass: rows of the cache may come while the recomputation runs. May be NULL. */
+    enum samkv_status (*before_layer)(void *arg, uint32_t layer, struct samkv_error *);
+    void *before_layer_arg;
     const bool *cancelled;
 };
 

@@ -44,9 +44,12 @@ static enum samkv_status work_init(struct work *w, const struct samkv_select_inp
         blocks += in->documents[i].blocks.count;
     }
     w->first_block[n] = (uint32_t)blocks;
+    if (in->scores)
+        s = 0; /* of the next three nothing is needed */
     w->q_local = malloc((n * s * w->q_width + 1) * sizeof *w->q_local);
     w->cosine = malloc((n * s * in->heads + 1) * sizeof *w->cosine);
     w->bias_sum = calloc(s * w->q_width + 1, sizeof *w->bias_sum);
+    s = in->stable_count;
     w->score = malloc((s * blocks + 1) * sizeof *w->score);
     w->rank = calloc(blocks + 1, sizeof *w->rank);
     w->proposed = calloc(blocks + 1, sizeof *w->proposed);
@@ -152,7 +155,9 @@ static double score_layer(struct work *w, uint32_t i, uint32_t s, const double *
     double *score = w->score + (size_t)s * w->first_block[w->in->document_count] + w->first_block[i];
     double highest = -INFINITY, lowest = INFINITY, anchors = 0, anchor_tokens = 0;
     for (uint32_t b = 0; b < doc->blocks.count; b++) {
-        score[b] = dot(query, doc->kmean[s] + b * w->k_width, w->k_width);
+        score[b] = w->in->scores
+                       ? w->in->scores[(size_t)s * w->first_block[w->in->document_count] + w->first_block[i] + b]
+                       : dot(query, doc->kmean[s] + b * w->k_width, w->k_width);
         if (samkv_block_is_anchor(&doc->blocks, b)) {
             anchors += score[b] * samkv_block_size(&doc->blocks, b);
             anchor_tokens += samkv_block_size(&doc->blocks, b);
@@ -205,7 +210,8 @@ static double score_document(struct work *w, uint32_t i, double *query)
 {
     double sum = 0;
     for (uint32_t s = 0; s < w->in->stable_count; s++) {
-        personalise(w, i, s, query);
+        if (!w->in->scores)
+            personalise(w, i, s, query);
         sum += score_layer(w, i, s, query);
     }
     double top_p = w->in->stable_count ? sum / w->in->stable_count : 0;
@@ -349,7 +355,8 @@ enum samkv_status samkv_select(const struct samkv_select_input *in, struct samkv
     for (uint32_t i = 0; i < in->document_count; i++)
         if (selected_init(&out->documents[i], in->documents[i].blocks.count))
             goto done;
-    weigh_local_queries(&w);
+    if (!in->scores)
+        weigh_local_queries(&w);
     for (uint32_t i = 0; i < in->document_count; i++)
         out->documents[i].top_p = score_document(&w, i, query);
     rank_blocks(&w);

@@ -17,7 +17,7 @@ struct samkv_select_document {
     struct samkv_blocks blocks;
     uint32_t start;             /* joint position of its first token, s_i */
     const float *const *kmean;  /* [S] → [blocks][width], rotated to document-relative positions */
-    const float *const *qlocal; /* [S] → [H][d], likewise */
+    const float *const *qlocal; /* [S] → [H][d], likewise. Both NULL when the scores are given */
 };
 
 struct samkv_select_input {
@@ -26,6 +26,7 @@ struct samkv_select_input {
     uint32_t heads, kv_heads, head_dim;
     const double *inv_freq;      /* [d/2] */
     const float *const *q_query; /* [S] → [H][d]: the generic query vector, after RoPE at joint positions */
+    const float *scores;         /* [S][all blocks], documents in order: steps 2 and 3 were a device's; else NULL */
     const struct samkv_select_document *documents;
     uint32_t document_count;
     double ratio;

@@ -52,7 +52,8 @@ START_TEST(test_is_a_safetensors_file)
         struct samkv_safetensors *file;
         struct samkv_error err = {0};
         char path[64];
-        ck_assert_msg(samkv_reply_memory_new(&m, shape, rows[r], r % 2 ? 11 : 0, &err) == SAMKV_OK, "%s", err.text);
+        ck_assert_msg(samkv_reply_memory_new(&m, shape, rows[r], r % 2 ? 11 : 0, true, &err) == SAMKV_OK, "%s",
+                      err.text);
         ck_assert_uint_eq(m.layout.k_offset % 64, 0);
         ck_assert(r % 2 ? m.layout.logits_offset + 11 * 4 == m.layout.memory_bytes : m.layout.logits_offset == 0);
         fill(&m);
@@ -73,7 +74,7 @@ END_TEST
 START_TEST(test_is_sealed)
 {
     struct samkv_reply_memory m;
-    ck_assert(samkv_reply_memory_new(&m, &shapes[1], 5, 0, NULL) == SAMKV_OK);
+    ck_assert(samkv_reply_memory_new(&m, &shapes[1], 5, 0, true, NULL) == SAMKV_OK);
     ck_assert(samkv_reply_memory_seal(&m, NULL) == SAMKV_OK);
     ck_assert_int_eq(fcntl(m.fd, F_GET_SEALS), F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL);
     ck_assert_int_eq(pwrite(m.fd, "x", 1, 0), -1);
@@ -88,9 +89,9 @@ START_TEST(test_too_large_is_an_error)
     const struct samkv_kv_shape huge = {512, 1024, 512, SAMKV_F32};
     struct samkv_reply_memory m;
     struct samkv_error err = {0};
-    ck_assert_int_eq(samkv_reply_memory_new(&m, &huge, 1u << 30, 0, &err), SAMKV_TOO_LARGE);
+    ck_assert_int_eq(samkv_reply_memory_new(&m, &huge, 1u << 30, 0, true, &err), SAMKV_TOO_LARGE);
     ck_assert(strlen(err.text) > 0);
-    ck_assert_int_eq(samkv_reply_memory_new(&m, &shapes[4], 1u << 29, 0, &err), SAMKV_TOO_LARGE);
+    ck_assert_int_eq(samkv_reply_memory_new(&m, &shapes[4], 1u << 29, 0, true, &err), SAMKV_TOO_LARGE);
     ck_assert_int_eq(m.fd, -1);
 }
 END_TEST

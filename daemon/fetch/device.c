@@ -1,0 +1,445 @@
+#include "daemon/fetch/device.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/samkv/recompute.h"
+#include "daemon/samkv/transfer.h"
+
+/* ------------------------------------------------------------------ records that are wanted */
+
+/* What a want is in the store. */
+struct item {
+    const struct samkv_manifest *manifest;
+    uint32_t number; /* of the block, or the index record's layer */
+};
+
+/* Wants and their items; runs are for the blocks among them, which come first. */
+struct list {
+    struct samkv_fetch_job *job;
+    struct samkv_fetch_pins *pins;
+    struct item *items;
+    struct samkv_run *runs;
+    size_t blocks;
+};
+
+static enum samkv_status list_init(struct list *l, struct samkv_fetch_job *job, struct samkv_fetch_pins *pins,
+                                   size_t capacity, struct samkv_error *err)
+{
+    *l = (struct list){.job = job, .pins = pins};
+    pins->wants = calloc(capacity + 1, sizeof *pins->wants);
+    l->items = malloc((capacity + 1) * sizeof *l->items);
+    l->runs = calloc(capacity + 1, sizeof *l->runs);
+    return pins->wants && l->items && l->runs ? SAMKV_OK : samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+}
+
+static void list_deinit(struct list *l)
+{
+    free(l->items);
+    free(l->runs);
+}
+
+void samkv_fetch_pins_deinit(struct samkv_fetch_pins *pins)
+{
+    for (size_t i = 0; i < pins->count; i++)
+        samkv_device_cache_unpin(pins->wants[i].entry);
+    free(pins->wants);
+    *pins = (struct samkv_fetch_pins){0};
+}
+
+static void add(struct list *l, const struct samkv_manifest *manifest, uint32_t kind, uint32_t number, size_t bytes)
+{
+    struct samkv_record_want *want = &l->pins->wants[l->pins->count];
+    *want = (struct samkv_record_want){.key = {.kind = kind, .number = number}, .bytes = bytes};
+    memcpy(want->key.document, manifest->key.bytes, sizeof want->key.document);
+    l->items[l->pins->count++] = (struct item){manifest, number};
+}
+
+static void add_block(struct list *l, const struct samkv_manifest *manifest, uint32_t block, size_t first_row,
+                      uint32_t first_layer)
+{
+    uint32_t first = block * manifest->block_tokens, left = manifest->tokens - first;
+    uint32_t tokens = left < manifest->block_tokens ? left : manifest->block_tokens;
+    l->runs[l->blocks++] = (struct samkv_run){
+        .tokens = (int32_t)tokens, .first_row = (int32_t)first_row, .first_layer = (int32_t)first_layer};
+    add(l, manifest, SAMKV_CACHED_BLOCK, block, tokens * samkv_kv_token_bytes(&manifest->shape));
+}
+
+static void add_preamble(struct list *l)
+{
+    const struct samkv_manifest *m = &l->job->preamble_manifest;
+    for (uint32_t b = 0; b < m->blocks; b++)
+        add_block(l, m, b, (size_t)b * m->block_tokens, 0);
+}
+
+/* Record i of the list from the store; on any of the threads that decode. */
+static enum samkv_status fill_record(void *arg, size_t i, void *host, struct samkv_error *err)
+{
+    struct list *l = arg;
+    const struct item *item = &l->items[i];
+    const struct samkv_record_want *want = &l->pins->wants[i];
+    if (want->key.kind == SAMKV_CACHED_INDEX)
+        return samkv_snapshot_index(l->job->snapshot, item->manifest, item->number, host, want->bytes / sizeof(float),
+                                    err);
+    uint32_t pieces = 2 * item->manifest->shape.layers;
+    size_t piece_bytes = want->bytes / pieces;
+    void **dst = malloc(pieces * sizeof *dst);
+    if (!dst)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    for (uint32_t p = 0; p < pieces; p++)
+        dst[p] = (uint8_t *)host + p * piece_bytes;
+    enum samkv_status status = samkv_snapshot_block(l->job->snapshot, item->manifest, item->number, dst, err);
+    free(dst);
+    return status;
+}
+
+static enum samkv_status bring(struct list *l, struct samkv_error *err)
+{
+    return samkv_transfer_up(l->job->engine.transfer, l->pins->wants, l->pins->count, fill_record, l, err);
+}
+
+/* Blocks [first, end) of the list into the cache, whose rows have these positions. */
+static enum samkv_status place(struct list *l, size_t first, size_t end, struct samkv_kv_cache *cache,
+                               const int32_t *positions, size_t rows, struct samkv_error *err)
+{
+    const struct samkv_engine *e = &l->job->engine;
+    const struct samkv_kv_shape *shape = &l->job->collection.shape;
+    const struct samkv_place_runs template = {
+        .src_dtype = shape->dtype,
+        .k_cache = cache->k,
+        .v_cache = cache->v,
+        .layer_stride_bytes = cache->layer_stride_bytes,
+        .layers = (int)shape->layers,
+        .kv_heads = (int)shape->kv_heads,
+        .head_dim = (int)shape->head_dim,
+    };
+    return samkv_transfer_place(e->transfer, l->pins->wants + first, l->runs + first, end - first, positions, rows,
+                                samkv_workspace_inv_freq(e->workspace), e->model->config.rope_scale, &template, err);
+}
+
+/* ------------------------------------------------------------------ plan */
+
+struct plan {
+    struct samkv_fetch_job *job;
+    struct list list;
+    size_t index_first;   /* want of the first index record: [document][stable] from there on */
+    size_t rows;          /* preamble and anchors */
+    int32_t *positions;   /* [rows] */
+    int32_t *first_block; /* [documents + 1] */
+    int32_t *starts;      /* [documents] */
+    const float **index;  /* [documents][stable], on the device */
+    float *scores;        /* [stable][blocks] */
+    struct samkv_select_document *documents;
+    struct samkv_kv_cache cache;
+    enum samkv_status status;
+    struct samkv_error *err;
+};
+
+static void plan_deinit(struct plan *p)
+{
+    samkv_kv_cache_deinit(&p->cache, p->job->engine.device);
+    list_deinit(&p->list);
+    free(p->positions);
+    free(p->first_block);
+    free(p->starts);
+    free(p->index);
+    free(p->scores);
+    free(p->documents);
+}
+
+static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, struct samkv_error *err)
+{
+    size_t n = job->document_count, blocks = 0, tokens = job->collection.preamble_tokens + (size_t)job->total_tokens;
+    *p = (struct plan){.job = job, .err = err};
+    for (size_t i = 0; i < n; i++)
+        blocks += job->documents[i].blocks.count;
+    p->positions = malloc((tokens + 1) * sizeof *p->positions);
+    p->first_block = malloc((n + 1) * sizeof *p->first_block);
+    p->starts = malloc(n * sizeof *p->starts);
+    p->index = malloc(n * job->stable_count * sizeof *p->index);
+    p->scores = malloc(job->stable_count * blocks * sizeof *p->scores);
+    p->documents = calloc(n, sizeof *p->documents);
+    if (!p->positions || !p->first_block || !p->starts || !p->index || !p->scores || !p->documents)
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    return list_init(&p->list, job, &job->planned, job->preamble_manifest.blocks + blocks + n * job->stable_count, err);
+}
+
+static void add_anchors(struct plan *p)
+{
+    const struct samkv_fetch_job *job = p->job;
+    for (; p->rows < job->collection.preamble_tokens; p->rows++)
+        p->positions[p->rows] = (int32_t)p->rows;
+    for (uint32_t i = 0; i < job->document_count; i++) {
+        const struct samkv_fetch_document *d = &job->documents[i];
+        for (uint32_t b = 0; b < d->blocks.count; b++) {
+            if (!samkv_block_is_anchor(&d->blocks, b))
+                continue;
+            add_block(&p->list, &d->manifest, b, p->rows, 0);
+            for (uint32_t t = 0; t < samkv_block_size(&d->blocks, b); t++)
+                p->positions[p->rows++] = (int32_t)(d->start + samkv_block_first(&d->blocks, b) + t);
+        }
+    }
+}
+
+static void add_index(struct plan *p)
+{
+    const struct samkv_fetch_job *job = p->job;
+    size_t width = samkv_kv_width(&job->collection.shape);
+    size_t q_width = (size_t)job->collection.heads * job->collection.shape.head_dim;
+    p->index_first = p->list.pins->count;
+    p->first_block[0] = 0;
+    for (uint32_t i = 0; i < job->document_count; i++) {
+        const struct samkv_fetch_document *d = &job->documents[i];
+        p->documents[i] = (struct samkv_select_document){.blocks = d->blocks, .start = d->start};
+        p->first_block[i + 1] = p->first_block[i] + (int32_t)d->blocks.count;
+        p->starts[i] = (int32_t)d->start;
+        for (uint32_t s = 0; s < job->stable_count; s++)
+            add(&p->list, &d->manifest, SAMKV_CACHED_INDEX, job->stable[s],
+                (d->blocks.count * width + q_width) * sizeof(float));
+    }
+}
+
+static void point_at_index(struct plan *p)
+{
+    const struct samkv_record_want *wants = p->list.pins->wants + p->index_first;
+    for (size_t i = 0; i < (size_t)p->job->document_count * p->job->stable_count; i++)
+        p->index[i] = samkv_cached_memory(wants[i].entry);
+}
+
+static enum samkv_status bring_plan(struct plan *p)
+{
+    struct samkv_fetch_job *job = p->job;
+    add_preamble(&p->list);
+    add_anchors(p);
+    add_index(p);
+    enum samkv_status status = bring(&p->list, p->err);
+    if (status)
+        return status;
+    point_at_index(p);
+    status = samkv_kv_cache_init(&p->cache, job->engine.model, p->rows + job->query_count, p->err);
+    return status ? status : place(&p->list, 0, p->list.blocks, &p->cache, p->positions, p->rows, p->err);
+}
+
+static void score_on_lane(void *arg)
+{
+    struct plan *p = arg;
+    const struct samkv_fetch_job *job = p->job;
+    const struct samkv_query_pass query = {
+        .query = job->query,
+        .query_count = (int)job->query_count,
+        .first_position = (int32_t)job->query_position,
+        .anchor_rows = (int)p->rows,
+        .stable_layers = job->stable,
+        .stable_count = job->stable_count,
+        .cancelled = job->request->cancelled,
+    };
+    const struct samkv_query_scoring scoring = {
+        .documents = job->document_count,
+        .index = p->index,
+        .first_block = p->first_block,
+        .starts = p->starts,
+        .scores = p->scores,
+    };
+    p->status = samkv_query_scores(&job->engine, &p->cache, &query, &scoring, p->err);
+}
+
+static enum samkv_status choose(struct plan *p)
+{
+    struct samkv_fetch_job *job = p->job;
+    const struct samkv_select_input input = {
+        .stable_count = job->stable_count,
+        .stable_layers = job->stable,
+        .heads = job->collection.heads,
+        .kv_heads = job->collection.shape.kv_heads,
+        .head_dim = job->collection.shape.head_dim,
+        .scores = p->scores,
+        .documents = p->documents,
+        .document_count = job->document_count,
+        .ratio = job->request->ratio,
+        .fixed = job->request->fixed,
+    };
+    return samkv_select(&input, &job->selection, p->err);
+}
+
+enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct samkv_error *err)
+{
+    struct plan p;
+    double since = samkv_now_ms();
+    enum samkv_status status = plan_init(&p, job, err);
+    if (!status)
+        status = bring_plan(&p);
+    job->timing.index = samkv_lap_ms(&since);
+    if (!status) {
+        samkv_lane_call(job->engine.lane, SAMKV_URGENT, score_on_lane, &p);
+        status = p.status;
+    }
+    job->timing.query = samkv_lap_ms(&since);
+    if (!status)
+        status = choose(&p);
+    job->timing.select = samkv_lap_ms(&since);
+    plan_deinit(&p);
+    return status;
+}
+
+/* ------------------------------------------------------------------ fill */
+
+/* Set once by the thread that loads; the lane waits for it. */
+struct latch {
+    pthread_mutex_t lock;
+    pthread_cond_t set;
+    bool is_set;
+    enum samkv_status status;
+};
+
+struct fill {
+    struct samkv_fetch_job *job;
+    struct list list;
+    uint32_t needed_from; /* first layer that needs what is loaded */
+    struct latch loaded;
+    enum samkv_status status; /* of the recomputation */
+    struct samkv_error recompute_err;
+};
+
+static enum samkv_status wait_for_load(void *arg, uint32_t layer, struct samkv_error *err)
+{
+    struct fill *f = arg;
+    struct latch *latch = &f->loaded;
+    if (layer < f->needed_from)
+        return SAMKV_OK;
+    pthread_mutex_lock(&latch->lock);
+    while (!latch->is_set)
+        pthread_cond_wait(&latch->set, &latch->lock);
+    enum samkv_status status = latch->status;
+    pthread_mutex_unlock(&latch->lock);
+    return status ? samkv_fail(err, status, "the documents' blocks could not be loaded") : SAMKV_OK;
+}
+
+static void set(struct latch *latch, enum samkv_status status)
+{
+    pthread_mutex_lock(&latch->lock);
+    latch->is_set = true;
+    latch->status = status;
+    pthread_cond_signal(&latch->set);
+    pthread_mutex_unlock(&latch->lock);
+}
+
+/* Kept blocks but for those that the recomputation writes in all layers. */
+static void add_kept(struct fill *f)
+{
+    const struct samkv_fetch_job *job = f->job;
+    for (uint32_t i = 0; i < job->document_count; i++) {
+        const struct samkv_fetch_document *d = &job->documents[i];
+        const struct samkv_selected *s = &job->selection.documents[i];
+        size_t row = d->first_kept_row;
+        for (uint32_t k = 0; k < s->keep_count; k++) {
+            uint32_t first_layer = samkv_fetch_job_first_layer(job, i, s->keep[k]);
+            if (first_layer < job->collection.shape.layers)
+                add_block(&f->list, &d->manifest, s->keep[k], row, first_layer);
+            if (first_layer < f->needed_from)
+                f->needed_from = first_layer;
+            row += samkv_block_size(&d->blocks, s->keep[k]);
+        }
+    }
+}
+
+static enum samkv_status fill_init(struct fill *f, struct samkv_fetch_job *job, struct samkv_error *err)
+{
+    size_t blocks = job->preamble_manifest.blocks;
+    *f = (struct fill){.job = job, .needed_from = job->collection.shape.layers};
+    pthread_mutex_init(&f->loaded.lock, NULL);
+    pthread_cond_init(&f->loaded.set, NULL);
+    for (uint32_t i = 0; i < job->document_count; i++)
+        blocks += job->selection.documents[i].keep_count;
+    enum samkv_status status = list_init(&f->list, job, &job->kept, blocks, err);
+    if (!status) {
+        add_preamble(&f->list);
+        add_kept(f);
+    }
+    return status;
+}
+
+static void fill_deinit(struct fill *f)
+{
+    list_deinit(&f->list);
+    pthread_cond_destroy(&f->loaded.set);
+    pthread_mutex_destroy(&f->loaded.lock);
+}
+
+static void recompute_on_lane(void *arg)
+{
+    struct fill *f = arg;
+    struct samkv_fetch_job *job = f->job;
+    const struct samkv_recompute recompute = {
+        .rows = (int)(job->rows - job->query_rows),
+        .query_count = (int)job->query_rows,
+        .ids = job->tokens,
+        .positions = job->position,
+        .depths = job->depth,
+        .update = job->request->update,
+        .theta = (float)job->request->theta,
+        .before_layer = wait_for_load,
+        .before_layer_arg = f,
+        .logits = job->logits,
+        .cancelled = job->request->cancelled,
+    };
+    double since = samkv_now_ms();
+    f->status = samkv_recompute(&job->engine, &job->cache, &recompute, &f->recompute_err);
+    job->timing.recompute = samkv_now_ms() - since;
+}
+
+/* Blocks [first, end) of the list, brought and placed. */
+static enum samkv_status load(struct fill *f, size_t first, size_t end, struct samkv_error *err)
+{
+    struct samkv_fetch_job *job = f->job;
+    double since = samkv_now_ms();
+    struct samkv_fetch_pins part = {f->list.pins->wants + first, end - first};
+    struct list l = {.job = job, .pins = &part, .items = f->list.items + first, .runs = f->list.runs + first};
+    enum samkv_status status = bring(&l, err);
+    if (!status)
+        status = place(&l, 0, end - first, &job->cache, job->position, job->rows, err);
+    job->timing.read += samkv_now_ms() - since;
+    return status;
+}
+
+/*
+ * The preamble is seen by the first layer already, and is at hand since the plan. The blocks may come later: with the
+ * update "overwrite", a block's stored rows are first needed behind the layers that are recomputed.
+ */
+static enum samkv_status run_fill(struct fill *f, void (*meanwhile)(void *arg), void *arg, struct samkv_error *err)
+{
+    struct samkv_fetch_job *job = f->job;
+    size_t preamble = job->preamble_manifest.blocks, all = f->list.blocks;
+    bool load_first = f->needed_from == 0;
+    struct samkv_lane_job lane_job;
+    enum samkv_status status = load(f, 0, load_first ? all : preamble, err);
+    if (status)
+        return status;
+    if (load_first)
+        set(&f->loaded, SAMKV_OK);
+    samkv_lane_start(job->engine.lane, SAMKV_URGENT, recompute_on_lane, f, &lane_job);
+    if (!load_first) {
+        status = load(f, preamble, all, err);
+        set(&f->loaded, status);
+    }
+    if (meanwhile)
+        meanwhile(arg);
+    samkv_lane_wait(job->engine.lane, &lane_job);
+    if (!status && f->status) {
+        status = f->status;
+        if (err)
+            *err = f->recompute_err;
+    }
+    return status;
+}
+
+enum samkv_status samkv_fetch_device_fill(struct samkv_fetch_job *job, void (*meanwhile)(void *arg), void *arg,
+                                          struct samkv_error *err)
+{
+    struct fill f;
+    enum samkv_status status = fill_init(&f, job, err);
+    if (!status)
+        status = run_fill(&f, meanwhile, arg, err);
+    fill_deinit(&f);
+    return status;
+}
