@@ -21,6 +21,8 @@ extern "C" {
 #define SAMKV_CUDA_WORKSPACE_BYTES ((size_t)64 << 20)
 
 struct product_plans; /* products.cu */
+struct host_pool;     /* host_memory.cu */
+struct shared_pool;   /* shared.cu */
 struct cuda_stream;
 
 struct cuda_device {
@@ -33,6 +35,9 @@ struct cuda_device {
     cudaStream_t allocations, releases;
     pthread_mutex_t lock;
     struct cuda_stream *streams; /* under lock */
+    struct host_pool *host;
+    struct shared_pool *shared; /* NULL when the GPU or its driver shares no memory */
+    int lost;                   /* atomic: an error was seen that ends this process's use of the GPU */
 };
 
 struct cuda_stream {
@@ -43,12 +48,33 @@ struct cuda_stream {
     struct product_plans *plans;
     void *workspace; /* SAMKV_CUDA_WORKSPACE_BYTES, for one operation at a time */
     enum samkv_status failed;
-    char failure[256];
+    char failure[384];
     struct cuda_stream *next;
 };
 
-/* The one place that translates CUDA's codes. */
+/* What to do about a device that is lost, to be put behind a message about it. */
+#define SAMKV_CUDA_LOST_ADVICE "the GPU was lost or a kernel failed: restart samkvd"
+
+/* The one place that translates CUDA's codes (the driver's and the runtime's have the same numbers). */
 enum samkv_status samkv_cuda_status(cudaError_t error);
+
+/*
+ * The same for an error of this device. Some errors end a process's use of a GPU: from then on CUDA answers every call
+ * with them, or worse. They are noted here, later calls give DEVICE without asking CUDA, and what is given back is left
+ * to the end of the process.
+ */
+enum samkv_status samkv_cuda_seen(struct cuda_device *, cudaError_t error);
+
+static inline bool samkv_cuda_lost(const struct cuda_device *d)
+{
+    return __atomic_load_n(&d->lost, __ATOMIC_RELAXED) != 0;
+}
+
+/* Makes the device current for this thread; DEVICE when it is lost. */
+enum samkv_status samkv_cuda_enter(struct cuda_device *);
+
+/* Later work on d->releases comes after everything that is enqueued on any stream now. */
+void samkv_cuda_wait_for_streams(struct cuda_device *);
 
 /* Makes the first failure stick to the stream. `what` names the operation. */
 void samkv_cuda_failed(struct cuda_stream *, enum samkv_status, const char *what, const char *why);
@@ -56,7 +82,7 @@ void samkv_cuda_failed(struct cuda_stream *, enum samkv_status, const char *what
 static inline void samkv_cuda_check(struct cuda_stream *s, cudaError_t error, const char *what)
 {
     if (error != cudaSuccess)
-        samkv_cuda_failed(s, samkv_cuda_status(error), what, cudaGetErrorString(error));
+        samkv_cuda_failed(s, samkv_cuda_seen(s->device, error), what, cudaGetErrorString(error));
 }
 
 /* The stream, with its device current for this thread; NULL when an earlier operation failed. */
@@ -65,7 +91,10 @@ static inline struct cuda_stream *samkv_cuda_begin(struct samkv_stream *stream, 
     struct cuda_stream *s = (struct cuda_stream *)stream;
     if (s->failed)
         return NULL;
-    samkv_cuda_check(s, cudaSetDevice(s->device->ordinal), what);
+    if (samkv_cuda_lost(s->device))
+        samkv_cuda_failed(s, SAMKV_DEVICE, what, "earlier work failed");
+    else
+        samkv_cuda_check(s, cudaSetDevice(s->device->ordinal), what);
     return s->failed ? NULL : s;
 }
 
@@ -83,6 +112,27 @@ static inline unsigned samkv_cuda_blocks(size_t items, size_t per_block)
 {
     return (unsigned)((items + per_block - 1) / per_block);
 }
+
+/* --- memory and order; the operations of the table, and what the device has of each family --- */
+/* events.cu */
+enum samkv_status samkv_cuda_event_new(struct samkv_device *, struct samkv_event **out);
+void samkv_cuda_event_free(struct samkv_event *);
+void samkv_cuda_record(struct samkv_stream *, struct samkv_event *);
+void samkv_cuda_await(struct samkv_stream *, struct samkv_event *);
+enum samkv_status samkv_cuda_event_sync(struct samkv_event *, struct samkv_error *);
+
+/* host_memory.cu */
+enum samkv_status samkv_cuda_host_pool_new(struct host_pool **out);
+void samkv_cuda_host_pool_free(struct host_pool *);
+enum samkv_status samkv_cuda_host_alloc(struct samkv_device *, size_t bytes, void **out);
+void samkv_cuda_host_release(struct samkv_device *, void *);
+
+/* shared.cu; prepare leaves d->shared NULL when memory cannot be shared, and fails only without memory */
+enum samkv_status samkv_cuda_shared_prepare(struct cuda_device *);
+void samkv_cuda_shared_pool_free(struct shared_pool *);
+enum samkv_status samkv_cuda_shared_alloc(struct samkv_device *, size_t *bytes, void **out);
+enum samkv_status samkv_cuda_shared_export(struct samkv_device *, void *, int *fd);
+void samkv_cuda_shared_release(struct samkv_device *, void *);
 
 /* --- the operations, one source a family --- */
 /* products.cu */
@@ -107,15 +157,21 @@ void samkv_cuda_rope_table(struct samkv_stream *, const double *inv_freq, int ha
 void samkv_cuda_rope(struct samkv_stream *, void *x, size_t ldx, const float *table, int n, int heads, int head_dim);
 void samkv_cuda_rope_f32(struct samkv_stream *, float *x, const float *table, int n, int heads, int head_dim);
 
-/* kv_rows.cu */
+/* kv_write.cu */
 void samkv_cuda_kv_write(struct samkv_stream *, const struct samkv_kv_write *);
+
+/* kv_place.cu */
 void samkv_cuda_place(struct samkv_stream *, const struct samkv_place *);
+void samkv_cuda_place_runs(struct samkv_stream *, const struct samkv_place_runs *);
 
 /* index_means.cu */
 void samkv_cuda_segment_mean(struct samkv_stream *, const void *x, size_t ldx, const int32_t *offsets, int segments,
                              int width, float *out);
 void samkv_cuda_block_scores(struct samkv_stream *, const float *kmean, const float *query, int blocks, int width,
                              float *out);
+
+/* score.cu */
+void samkv_cuda_score(struct samkv_stream *, const struct samkv_score *);
 
 /* attention.cu; prepare raises the kernels' limits of shared memory on the current device */
 cudaError_t samkv_cuda_attention_prepare(struct cuda_device *);

@@ -33,10 +33,50 @@ enum samkv_status samkv_cuda_status(cudaError_t error)
     case cudaErrorInsufficientDriver:
     case cudaErrorNoKernelImageForDevice:
     case cudaErrorUnsupportedPtxVersion:
+    case cudaErrorNotSupported:
         return SAMKV_UNSUPPORTED;
     default:
         return SAMKV_DEVICE;
     }
+}
+
+/* Errors after which CUDA's manual says: terminate the process. */
+static bool is_final(cudaError_t error)
+{
+    switch (error) {
+    case cudaErrorECCUncorrectable:
+    case cudaErrorNvlinkUncorrectable:
+    case cudaErrorIllegalAddress:
+    case cudaErrorLaunchTimeout:
+    case cudaErrorAssert:
+    case cudaErrorHardwareStackError:
+    case cudaErrorIllegalInstruction:
+    case cudaErrorMisalignedAddress:
+    case cudaErrorInvalidAddressSpace:
+    case cudaErrorInvalidPc:
+    case cudaErrorLaunchFailure:
+    case cudaErrorExternalDevice:
+    case cudaErrorMpsClientTerminated:
+#if CUDART_VERSION >= 13000
+    case cudaErrorContained:
+    case cudaErrorTensorMemoryLeak:
+#endif
+        return true;
+    default:
+        return false;
+    }
+}
+
+enum samkv_status samkv_cuda_seen(struct cuda_device *d, cudaError_t error)
+{
+    if (is_final(error))
+        __atomic_store_n(&d->lost, 1, __ATOMIC_RELAXED);
+    return samkv_cuda_status(error);
+}
+
+enum samkv_status samkv_cuda_enter(struct cuda_device *d)
+{
+    return samkv_cuda_lost(d) ? SAMKV_DEVICE : samkv_cuda_seen(d, cudaSetDevice(d->ordinal));
 }
 
 void samkv_cuda_failed(struct cuda_stream *s, enum samkv_status status, const char *what, const char *why)
@@ -44,13 +84,13 @@ void samkv_cuda_failed(struct cuda_stream *s, enum samkv_status status, const ch
     if (s->failed)
         return;
     s->failed = status;
-    snprintf(s->failure, sizeof s->failure, "%s: %s failed: %s", s->device->base.name, what, why);
+    snprintf(s->failure, sizeof s->failure, "%s: %s failed: %s%s", s->device->base.name, what, why,
+             samkv_cuda_lost(s->device) ? ": " SAMKV_CUDA_LOST_ADVICE : "");
 }
 
 /* ------------------------------------------------------------------ memory */
 
-/* Later releases come after everything that is enqueued on any stream now. */
-static void wait_for_streams(struct cuda_device *d)
+void samkv_cuda_wait_for_streams(struct cuda_device *d)
 {
     pthread_mutex_lock(&d->lock);
     for (struct cuda_stream *s = d->streams; s; s = s->next)
@@ -64,8 +104,13 @@ static cudaError_t take(struct cuda_device *d, size_t bytes, void **out)
 {
     *out = NULL;
     cudaError_t error = cudaMallocFromPoolAsync(out, bytes ? bytes : 1, d->pool, d->allocations);
-    if (error == cudaSuccess)
-        error = cudaStreamSynchronize(d->allocations);
+    if (error == cudaSuccess) { /* nearly always done already, and asking is cheaper than waiting */
+        error = cudaStreamQuery(d->allocations);
+        if (error == cudaErrorNotReady) {
+            (void)cudaGetLastError();
+            error = cudaStreamSynchronize(d->allocations);
+        }
+    }
     if (error == cudaSuccess)
         return error;
     if (*out)
@@ -79,45 +124,42 @@ static enum samkv_status device_alloc(struct samkv_device *device, size_t bytes,
 {
     struct cuda_device *d = (struct cuda_device *)device;
     *out = NULL;
-    cudaError_t error = cudaSetDevice(d->ordinal);
-    if (error == cudaSuccess)
-        error = take(d, bytes, out);
-    if (error == cudaErrorMemoryAllocation && cudaStreamSynchronize(d->releases) == cudaSuccess)
-        error = take(d, bytes, out); /* what was being given back is there now */
-    return samkv_cuda_status(error);
+    enum samkv_status status = samkv_cuda_enter(d);
+    if (status)
+        return status;
+    cudaError_t error = take(d, bytes, out);
+    if (error == cudaErrorMemoryAllocation) {
+        error = cudaStreamSynchronize(d->releases);
+        if (error == cudaSuccess)
+            error = take(d, bytes, out); /* what was being given back is there now */
+    }
+    return samkv_cuda_seen(d, error);
 }
 
 static void device_release(struct samkv_device *device, void *memory)
 {
     struct cuda_device *d = (struct cuda_device *)device;
-    if (!memory || cudaSetDevice(d->ordinal) != cudaSuccess)
+    if (!memory || samkv_cuda_enter(d))
         return;
-    wait_for_streams(d);
-    (void)cudaFreeAsync(memory, d->releases);
+    samkv_cuda_wait_for_streams(d);
+    (void)samkv_cuda_seen(d, cudaFreeAsync(memory, d->releases));
     (void)cudaGetLastError();
 }
 
-static enum samkv_status host_alloc(struct samkv_device *device, size_t bytes, void **out)
+/* What the pool keeps is free too: for our own allocations at once, for others when memory is short. */
+static void device_memory(struct samkv_device *device, uint64_t *free_bytes, uint64_t *total_bytes)
 {
     struct cuda_device *d = (struct cuda_device *)device;
-    *out = NULL;
-    cudaError_t error = cudaSetDevice(d->ordinal);
-    if (error == cudaSuccess)
-        error = cudaHostAlloc(out, bytes ? bytes : 1, cudaHostAllocPortable);
-    if (error != cudaSuccess) {
-        (void)cudaGetLastError();
-        *out = NULL;
-    }
-    return samkv_cuda_status(error);
-}
-
-static void host_release(struct samkv_device *device, void *memory)
-{
-    struct cuda_device *d = (struct cuda_device *)device;
-    if (!memory || cudaSetDevice(d->ordinal) != cudaSuccess)
+    size_t available = 0, all = 0;
+    uint64_t reserved = 0, used = 0;
+    *free_bytes = *total_bytes = 0;
+    if (samkv_cuda_enter(d) || samkv_cuda_seen(d, cudaMemGetInfo(&available, &all)))
         return;
-    (void)cudaFreeHost(memory);
-    (void)cudaGetLastError();
+    *free_bytes = available;
+    *total_bytes = all;
+    if (cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrReservedMemCurrent, &reserved) == cudaSuccess &&
+        cudaMemPoolGetAttribute(d->pool, cudaMemPoolAttrUsedMemCurrent, &used) == cudaSuccess && reserved > used)
+        *free_bytes += reserved - used;
 }
 
 /* ------------------------------------------------------------------ streams */
@@ -128,7 +170,7 @@ static void stream_free(struct samkv_stream *stream)
     if (!s)
         return;
     struct cuda_device *d = s->device;
-    (void)cudaSetDevice(d->ordinal);
+    bool alive = samkv_cuda_enter(d) == SAMKV_OK;
     pthread_mutex_lock(&d->lock);
     for (struct cuda_stream **at = &d->streams; *at; at = &(*at)->next) {
         if (*at == s) {
@@ -137,15 +179,17 @@ static void stream_free(struct samkv_stream *stream)
         }
     }
     pthread_mutex_unlock(&d->lock);
-    if (s->queue) {
-        (void)cudaStreamSynchronize(s->queue);
-        (void)cudaStreamDestroy(s->queue);
+    if (alive && s->queue)
+        alive = samkv_cuda_seen(d, cudaStreamSynchronize(s->queue)) == SAMKV_OK;
+    if (alive) {
+        if (s->queue)
+            (void)cudaStreamDestroy(s->queue);
+        if (s->fence)
+            (void)cudaEventDestroy(s->fence);
+        device_release(&d->base, s->workspace);
+        samkv_cuda_plans_free(s->plans);
+        (void)cudaGetLastError();
     }
-    if (s->fence)
-        (void)cudaEventDestroy(s->fence);
-    device_release(&d->base, s->workspace);
-    samkv_cuda_plans_free(s->plans);
-    (void)cudaGetLastError();
     free(s);
 }
 
@@ -158,12 +202,11 @@ static enum samkv_status stream_new(struct samkv_device *device, struct samkv_st
         return SAMKV_NO_MEMORY;
     s->base.device = device;
     s->device = d;
-    cudaError_t error = cudaSetDevice(d->ordinal);
-    if (error == cudaSuccess)
-        error = cudaStreamCreateWithFlags(&s->queue, cudaStreamNonBlocking);
-    if (error == cudaSuccess)
-        error = cudaEventCreateWithFlags(&s->fence, cudaEventDisableTiming);
-    enum samkv_status status = samkv_cuda_status(error);
+    enum samkv_status status = samkv_cuda_enter(d);
+    if (!status)
+        status = samkv_cuda_seen(d, cudaStreamCreateWithFlags(&s->queue, cudaStreamNonBlocking));
+    if (!status)
+        status = samkv_cuda_seen(d, cudaEventCreateWithFlags(&s->fence, cudaEventDisableTiming));
     if (!status)
         status = samkv_cuda_plans_new(&s->plans);
     if (!status)
@@ -213,10 +256,14 @@ static void zero(struct samkv_stream *stream, void *dst, size_t bytes)
 static enum samkv_status sync_stream(struct samkv_stream *stream, struct samkv_error *err)
 {
     struct cuda_stream *s = (struct cuda_stream *)stream;
-    cudaError_t error = cudaSetDevice(s->device->ordinal);
-    if (error == cudaSuccess)
-        error = cudaStreamSynchronize(s->queue);
-    samkv_cuda_check(s, error, "work on the device");
+    if (samkv_cuda_lost(s->device)) {
+        samkv_cuda_failed(s, SAMKV_DEVICE, "work on the device", "earlier work failed");
+    } else {
+        cudaError_t error = cudaSetDevice(s->device->ordinal);
+        if (error == cudaSuccess)
+            error = cudaStreamSynchronize(s->queue);
+        samkv_cuda_check(s, error, "work on the device");
+    }
     if (!s->failed)
         return SAMKV_OK;
     (void)cudaGetLastError();
@@ -233,16 +280,20 @@ static void device_free(struct samkv_device *device)
     if (!d)
         return;
     assert(!d->streams);
-    (void)cudaSetDevice(d->ordinal);
-    if (d->releases) {
-        (void)cudaStreamSynchronize(d->releases);
-        (void)cudaStreamDestroy(d->releases);
+    bool alive = samkv_cuda_enter(d) == SAMKV_OK;
+    if (alive && d->releases)
+        alive = samkv_cuda_seen(d, cudaStreamSynchronize(d->releases)) == SAMKV_OK;
+    if (alive) {
+        samkv_cuda_host_pool_free(d->host);
+        if (d->releases)
+            (void)cudaStreamDestroy(d->releases);
+        if (d->allocations)
+            (void)cudaStreamDestroy(d->allocations);
+        if (d->pool)
+            (void)cudaMemPoolDestroy(d->pool);
+        (void)cudaGetLastError();
     }
-    if (d->allocations)
-        (void)cudaStreamDestroy(d->allocations);
-    if (d->pool)
-        (void)cudaMemPoolDestroy(d->pool);
-    (void)cudaGetLastError();
+    samkv_cuda_shared_pool_free(d->shared);
     pthread_mutex_destroy(&d->lock);
     free(d);
 }
@@ -250,8 +301,8 @@ static void device_free(struct samkv_device *device)
 static const struct samkv_ops operations = {
     device_alloc,
     device_release,
-    host_alloc,
-    host_release,
+    samkv_cuda_host_alloc,
+    samkv_cuda_host_release,
     stream_new,
     stream_free,
     upload,
@@ -260,15 +311,15 @@ static const struct samkv_ops operations = {
     zero,
     sync_stream,
     device_free,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
-    NULL,
+    device_memory,
+    samkv_cuda_event_new,
+    samkv_cuda_event_free,
+    samkv_cuda_record,
+    samkv_cuda_await,
+    samkv_cuda_event_sync,
+    samkv_cuda_shared_alloc,
+    samkv_cuda_shared_export,
+    samkv_cuda_shared_release,
     samkv_cuda_gather, /* embed: the table's rows by id */
     samkv_cuda_rmsnorm,
     samkv_cuda_head_norm,
@@ -279,13 +330,13 @@ static const struct samkv_ops operations = {
     samkv_cuda_swiglu,
     samkv_cuda_kv_write,
     samkv_cuda_place,
-    NULL,
+    samkv_cuda_place_runs,
     samkv_cuda_gather,
     samkv_cuda_convert,
     samkv_cuda_segment_mean,
     samkv_cuda_rope_f32,
     samkv_cuda_block_scores,
-    NULL,
+    samkv_cuda_score,
 };
 
 static cudaError_t open_pool(struct cuda_device *d)
@@ -319,6 +370,7 @@ static enum samkv_status open_device(struct cuda_device *d, struct samkv_error *
         return samkv_fail(err, SAMKV_UNSUPPORTED, "%s has no memory pools: use a newer driver", d->base.name);
     d->major = properties.major;
     d->processors = properties.multiProcessorCount;
+    memcpy(d->base.uuid, properties.uuid.bytes, sizeof d->base.uuid);
     error = cudaSetDevice(d->ordinal);
     if (error == cudaSuccess)
         error = cudaStreamCreateWithFlags(&d->allocations, cudaStreamNonBlocking);
@@ -331,6 +383,9 @@ static enum samkv_status open_device(struct cuda_device *d, struct samkv_error *
     if (error != cudaSuccess)
         return samkv_fail(err, samkv_cuda_status(error), "%s cannot be used: %s", d->base.name,
                           cudaGetErrorString(error));
+    if (samkv_cuda_host_pool_new(&d->host) || samkv_cuda_shared_prepare(d))
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    d->base.shares = d->shared != NULL;
     return SAMKV_OK;
 }
 

@@ -1,11 +1,9 @@
 /*
- * Rows into a layer's cache: from the projections with RoPE and one of the updates (kv_write), or from stored rows of
- * any type (place). One pass: each element is read once and written once.
+ * Rows into a layer's cache from the projections, with RoPE and one of the updates. One pass: each element is read once
+ * and written once.
  */
-#include <assert.h>
-
 #include "kernels/cuda/backend.cuh"
-#include "kernels/cuda/elements.cuh"
+#include "kernels/cuda/kv_octets.cuh"
 
 template <typename T>
 struct kv_write_args {
@@ -23,45 +21,6 @@ struct kv_write_args {
 };
 
 /* ------------------------------------------------------------------ kernels */
-
-/* A pair of octets of one head: elements [at, at + 8) and the same half a head further. */
-template <typename T>
-struct octet_pair {
-    octet<T> low, high;
-    __device__ __forceinline__ void load(const T *p, int half)
-    {
-        low.load(p);
-        high.load(p + half);
-    }
-    __device__ __forceinline__ void store(T *p, int half) const
-    {
-        low.store(p);
-        high.store(p + half);
-    }
-    __device__ __forceinline__ void unpack(float (&a)[8], float (&b)[8]) const
-    {
-        low.unpack(a);
-        high.unpack(b);
-    }
-    __device__ __forceinline__ void pack(const float (&a)[8], const float (&b)[8])
-    {
-        low.pack(a);
-        high.pack(b);
-    }
-};
-
-__device__ __forceinline__ void rotate8(float (&a)[8], float (&b)[8], const float *angles, int half)
-{
-    float cosine[8], sine[8];
-    octet<float> held;
-    held.load(angles);
-    held.unpack(cosine);
-    held.load(angles + half);
-    held.unpack(sine);
-#pragma unroll
-    for (int j = 0; j < 8; j++)
-        rotate(a[j], b[j], cosine[j], sine[j]);
-}
 
 /* θ of SAMKV_UPDATE_COSINE from the sums over one head. */
 __device__ __forceinline__ float cosine_of(float dot, float new_square, float old_square)
@@ -163,52 +122,6 @@ __global__ void __launch_bounds__(256) kv_write_scalar(const kv_write_args<T> w)
     }
 }
 
-/* A thread moves a pair of octets of K (rotated) and of V. In place is safe: it reads all before it writes. */
-template <typename S, typename T>
-__global__ void __launch_bounds__(256)
-    place_octets(const S *k_src, const S *v_src, const float *__restrict__ rope, T *k_cache, T *v_cache, size_t total,
-                 unsigned kv_heads, unsigned octets)
-{
-    size_t item = (size_t)blockIdx.x * 256 + threadIdx.x;
-    if (item >= total)
-        return;
-    int half = 8 * (int)octets;
-    size_t head = quotient(item, octets), row = quotient(head, kv_heads);
-    int at = 8 * (int)(item - head * octets);
-    size_t offset = head * 2 * half + at;
-    octet_pair<S> k, v;
-    float a[8], b[8], c[8], d[8];
-    k.load(k_src + offset, half);
-    v.load(v_src + offset, half);
-    k.unpack(a, b);
-    v.unpack(c, d);
-    rotate8(a, b, rope + row * 2 * half + at, half);
-    octet_pair<T> made;
-    made.pack(a, b);
-    made.store(k_cache + offset, half);
-    made.pack(c, d);
-    made.store(v_cache + offset, half);
-}
-
-template <typename S, typename T>
-__global__ void __launch_bounds__(256) place_scalar(const S *k_src, const S *v_src, const float *__restrict__ rope,
-                                                    T *k_cache, T *v_cache, size_t total, unsigned kv_heads, int half)
-{
-    size_t item = (size_t)blockIdx.x * 256 + threadIdx.x;
-    if (item >= total)
-        return;
-    size_t head = quotient(item, (unsigned)half), row = quotient(head, kv_heads);
-    int j = (int)(item - head * (unsigned)half);
-    size_t at = head * 2 * half + j;
-    float a = to_float(k_src[at]), b = to_float(k_src[at + half]);
-    float c = to_float(v_src[at]), d = to_float(v_src[at + half]);
-    rotate(a, b, rope[row * 2 * half + j], rope[row * 2 * half + half + j]);
-    k_cache[at] = from_float<T>(a);
-    k_cache[at + half] = from_float<T>(b);
-    v_cache[at] = from_float<T>(c);
-    v_cache[at + half] = from_float<T>(d);
-}
-
 /* ------------------------------------------------------------------ launchers */
 
 template <typename T>
@@ -245,53 +158,4 @@ void samkv_cuda_kv_write(struct samkv_stream *stream, const struct samkv_kv_writ
     else
         kv_write<__half>(s, w);
     samkv_cuda_end(s, "kv_write");
-}
-
-template <typename S, typename T>
-static void place(struct cuda_stream *s, const struct samkv_place *p)
-{
-    const S *k_src = (const S *)p->k_src, *v_src = (const S *)p->v_src;
-    size_t skip = (size_t)p->first_row * (size_t)p->kv_heads * (size_t)p->head_dim;
-    T *k = (T *)p->k_cache + skip, *v = (T *)p->v_cache + skip;
-    size_t heads = (size_t)p->n * (size_t)p->kv_heads;
-    int half = p->head_dim / 2;
-    bool vectors = p->head_dim % 16 == 0 && samkv_cuda_aligned16(k_src) && samkv_cuda_aligned16(v_src) &&
-                   samkv_cuda_aligned16(k) && samkv_cuda_aligned16(v) && samkv_cuda_aligned16(p->rope);
-    if (vectors) {
-        unsigned octets = (unsigned)half / 8;
-        size_t total = heads * octets;
-        place_octets<S, T><<<samkv_cuda_blocks(total, 256), 256, 0, s->queue>>>(k_src, v_src, p->rope, k, v, total,
-                                                                                (unsigned)p->kv_heads, octets);
-    } else {
-        size_t total = heads * (size_t)half;
-        place_scalar<S, T><<<samkv_cuda_blocks(total, 256), 256, 0, s->queue>>>(k_src, v_src, p->rope, k, v, total,
-                                                                                (unsigned)p->kv_heads, half);
-    }
-}
-
-template <typename T>
-static void place_from(struct cuda_stream *s, const struct samkv_place *p)
-{
-    switch (p->src_dtype) {
-    case SAMKV_F32:
-        return place<float, T>(s, p);
-    case SAMKV_F16:
-        return place<__half, T>(s, p);
-    case SAMKV_BF16:
-        return place<__nv_bfloat16, T>(s, p);
-    default:
-        assert(!"place: no numeric type");
-    }
-}
-
-void samkv_cuda_place(struct samkv_stream *stream, const struct samkv_place *p)
-{
-    struct cuda_stream *s = samkv_cuda_begin(stream, "place");
-    if (!s || p->n <= 0 || p->kv_heads <= 0)
-        return;
-    if (s->device->base.dtype == SAMKV_BF16)
-        place_from<__nv_bfloat16>(s, p);
-    else
-        place_from<__half>(s, p);
-    samkv_cuda_end(s, "place");
 }
