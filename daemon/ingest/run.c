@@ -1,9 +1,9 @@
 #include "daemon/ingest/run.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
-#include "daemon/base/clock.h"
 #include "daemon/ingest/load.h"
 
 void samkv_piece_init(struct samkv_piece *p, const struct samkv_collection *c, const int32_t *tokens, uint32_t count,
@@ -30,84 +30,53 @@ void samkv_piece_init(struct samkv_piece *p, const struct samkv_collection *c, c
                        c->local_tokens, tokens, count, &p->manifest.key);
 }
 
-/* The part of a prefill that is done on the lane. */
-struct lane_step {
-    struct samkv_prefill prefill;
-    const struct samkv_engine *engine;
-    const struct samkv_stage *preamble;
-    const struct samkv_piece *piece;
-    enum samkv_status status;
-    struct samkv_error *err;
-    double ms;
-};
-
-static void begin_on_lane(void *arg)
+/* The blocks that the last step left: document tokens [part.first, done). */
+static enum samkv_status feed_blocks(const struct samkv_prefill *p, const struct samkv_sink *sink,
+                                     struct samkv_error *err)
 {
-    struct lane_step *s = arg;
-    s->status = samkv_prefill_init(&s->prefill, s->engine, s->preamble, s->piece->tokens, &s->piece->blocks, s->err);
-}
-
-static void step_on_lane(void *arg)
-{
-    struct lane_step *s = arg;
-    double start = samkv_now_ms();
-    s->status = samkv_prefill_step(&s->prefill, s->err);
-    s->ms += samkv_now_ms() - start;
-}
-
-static void end_on_lane(void *arg)
-{
-    struct lane_step *s = arg;
-    samkv_prefill_deinit(&s->prefill);
-}
-
-/* The blocks of the chunk that the last step left in the stage: document tokens [first, done). */
-static enum samkv_status feed_chunk(const struct samkv_prefill *p, uint32_t first, const struct samkv_sink *sink,
-                                    struct samkv_error *err)
-{
-    void **pieces = malloc(2 * (size_t)p->stage.shape.layers * sizeof *pieces);
+    const struct samkv_blocks *blocks = &p->part.blocks;
+    void **pieces = malloc(2 * (size_t)p->engine->model->config.layers * sizeof *pieces);
     enum samkv_status status = SAMKV_OK;
     if (!pieces)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    for (uint32_t at = first; at < p->done && !status; at += p->blocks.block_tokens) {
-        samkv_stage_pieces(&p->stage, at - first, pieces);
-        status = sink->on_block(sink->arg, at / p->blocks.block_tokens, (const void *const *)pieces, err);
+    for (uint32_t b = p->part.first / blocks->block_tokens;
+         b < blocks->count && samkv_block_first(blocks, b) < p->done && !status; b++) {
+        samkv_prefill_pieces(p, b, pieces);
+        status = sink->on_block(sink->arg, b, (const void *const *)pieces, err);
     }
     free(pieces);
     return status;
 }
 
-static enum samkv_status run_steps(struct lane_step *s, const struct samkv_sink *sink, const bool *cancelled,
-                                   struct samkv_error *err)
+static enum samkv_status run_steps(struct samkv_prefill *p, const struct samkv_sink *sink, struct samkv_error *err)
 {
     enum samkv_status status = SAMKV_OK;
-    while (!status && s->prefill.done < s->piece->count) {
-        uint32_t first = s->prefill.done;
-        if (cancelled && __atomic_load_n(cancelled, __ATOMIC_RELAXED))
-            return samkv_fail(err, SAMKV_CANCELLED, "cancelled: the client is gone");
-        samkv_lane_call(s->engine->lane, SAMKV_RELAXED, step_on_lane, s);
-        status = s->status;
+    while (!status && p->done < p->part.blocks.tokens) {
+        status = samkv_prefill_step(p, err);
         if (!status)
-            status = feed_chunk(&s->prefill, first, sink, err);
+            status = feed_blocks(p, sink, err);
+        samkv_prefill_release(p);
     }
-    for (uint32_t l = 0; l < s->engine->model->config.layers && !status; l++)
-        status = sink->on_index(sink->arg, l, samkv_prefill_index(&s->prefill, l), s->prefill.index_count, err);
+    for (uint32_t l = 0; l < p->engine->model->config.layers && !status; l++)
+        status = sink->on_index(sink->arg, l, samkv_prefill_index(p, l), p->index_count, err);
     return status;
 }
 
-/* Stored rows of the piece's preamble; none (rows 0) when it has none. */
-static enum samkv_status load_preamble(const struct samkv_engine *engine, struct samkv_store *store,
-                                       const struct samkv_piece *piece, struct samkv_stage *out,
-                                       struct samkv_error *err)
+/* Where a piece's preamble is. */
+struct source {
+    struct samkv_store *store;
+    struct samkv_device *device;
+    const struct samkv_key *key;
+};
+
+static enum samkv_status load_preamble(void *arg, struct samkv_stage *out, struct samkv_error *err)
 {
+    const struct source *source = arg;
     struct samkv_snapshot *snapshot;
-    *out = (struct samkv_stage){0};
-    if (!piece->preamble_tokens)
-        return SAMKV_OK;
-    enum samkv_status status = samkv_snapshot_begin(store, &snapshot, err);
+    enum samkv_status status = samkv_snapshot_begin(source->store, &snapshot, err);
     if (status)
         return status;
-    status = samkv_load_document(snapshot, &piece->preamble_key, engine->device, out, err);
+    status = samkv_load_document(snapshot, source->key, source->device, out, err);
     samkv_snapshot_end(snapshot);
     return status;
 }
@@ -116,19 +85,16 @@ enum samkv_status samkv_run_prefill(const struct samkv_engine *engine, struct sa
                                     const struct samkv_piece *piece, const struct samkv_sink *sink,
                                     const bool *cancelled, double *prefill_ms, struct samkv_error *err)
 {
-    struct samkv_stage preamble;
-    struct lane_step step = {.engine = engine, .piece = piece, .err = err};
-    enum samkv_status status = load_preamble(engine, store, piece, &preamble, err);
-    if (status)
-        return status;
-    step.preamble = piece->preamble_tokens ? &preamble : NULL;
-    samkv_lane_call(engine->lane, SAMKV_RELAXED, begin_on_lane, &step);
-    status = step.status;
-    if (!status) {
-        status = run_steps(&step, sink, cancelled, err);
-        samkv_lane_call(engine->lane, SAMKV_RELAXED, end_on_lane, &step);
-    }
-    samkv_stage_deinit(&preamble);
-    *prefill_ms += step.ms;
+    struct source source = {store, engine->device, &piece->preamble_key};
+    struct samkv_preamble preamble = {.tokens = piece->preamble_tokens, .load = load_preamble, .arg = &source};
+    struct samkv_prefill prefill;
+    _Static_assert(sizeof preamble.key == sizeof piece->preamble_key, "a preamble is told by its key");
+    memcpy(preamble.key, &piece->preamble_key, sizeof preamble.key);
+    enum samkv_status status =
+        samkv_prefill_init(&prefill, engine, &preamble, piece->tokens, &piece->blocks, cancelled, err);
+    if (!status)
+        status = run_steps(&prefill, sink, err);
+    *prefill_ms += prefill.ms;
+    samkv_prefill_deinit(&prefill);
     return status;
 }

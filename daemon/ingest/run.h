@@ -1,5 +1,6 @@
 #pragma once
-/* A whole prefill from a pool worker: each step is a job of the lane, and what it leaves goes to a sink in between. */
+/* A whole prefill from a pool worker: its steps wait for passes that they share with other workers' documents, and what
+ * they leave goes to a sink in between. */
 #include <stdbool.h>
 
 #include "proto/status.h"
@@ -27,7 +28,10 @@ struct samkv_sink {
     void *arg;
 };
 
-/* Loads the piece's preamble from the store, prefills, and feeds the sink. Adds device time to *prefill_ms. */
+/*
+ * Prefills behind the piece's preamble, which is loaded from the store when the device does not have it, and feeds the
+ * sink. Adds device time to *prefill_ms, shared passes by rows. CANCELLED.
+ */
 enum samkv_status samkv_run_prefill(const struct samkv_engine *, struct samkv_store *, const struct samkv_piece *,
                                     const struct samkv_sink *, const bool *cancelled, double *prefill_ms,
                                     struct samkv_error *) SAMKV_MUST_USE;

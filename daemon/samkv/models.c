@@ -7,11 +7,13 @@
 #include "daemon/base/log.h"
 #include "daemon/model/forward.h"
 #include "daemon/samkv/lease.h"
+#include "daemon/samkv/prefill.h"
 #include "daemon/samkv/transfer.h"
 
 static void engine_close(struct samkv_engine *e)
 {
     samkv_lane_free(e->lane);
+    samkv_prefiller_free(e->prefiller);
     samkv_workspace_free(e->workspace);
     if (e->stream)
         e->device->ops->stream_free(e->stream);
@@ -76,6 +78,8 @@ static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device
         status = samkv_fail(err, SAMKV_DEVICE, "cannot make a stream on %s", device->name);
     if (!status)
         status = samkv_workspace_new(e->model, &e->workspace, err);
+    if (!status && samkv_prefiller_new(device, e->workspace, &e->prefiller))
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     if (!status && samkv_lane_new(name, &e->lane))
         status = samkv_fail(err, SAMKV_NO_MEMORY, "cannot start the thread of model '%s'", name);
     if (status) {

@@ -14,8 +14,9 @@
 
 /* What a lane's jobs work in; private to samkv and the jobs. See forward.h. */
 struct samkv_workspace;
-struct samkv_leases;   /* lease.h */
-struct samkv_transfer; /* transfer.h */
+struct samkv_leases;    /* lease.h */
+struct samkv_transfer;  /* transfer.h */
+struct samkv_prefiller; /* prefill.h */
 
 struct samkv_engine {
     struct samkv_model *model;
@@ -23,9 +24,10 @@ struct samkv_engine {
     struct samkv_lane *lane;
     struct samkv_stream *stream;
     struct samkv_workspace *workspace;
-    struct samkv_leases *leases;     /* of the device, as in samkv_models */
-    struct samkv_transfer *transfer; /* likewise */
-    enum samkv_dtype stored;         /* element type of what is kept on disk and handed out */
+    struct samkv_prefiller *prefiller; /* of documents that wait at the same time */
+    struct samkv_leases *leases;       /* of the device, as in samkv_models */
+    struct samkv_transfer *transfer;   /* likewise */
+    enum samkv_dtype stored;           /* element type of what is kept on disk and handed out */
 };
 
 struct samkv_models {

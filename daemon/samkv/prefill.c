@@ -3,270 +3,221 @@
 #include <stdlib.h>
 #include <string.h>
 
-static uint32_t chunk_tokens_for(const struct samkv_engine *engine, const struct samkv_blocks *blocks)
+#include "daemon/base/clock.h"
+#include "daemon/samkv/packed.h"
+
+struct samkv_prefiller {
+    struct samkv_batcher *batcher;
+    struct samkv_packer *packer;
+    struct samkv_landing landings[SAMKV_BATCH_SLOTS];
+    uint32_t most_rows; /* of a pass */
+};
+
+/* ------------------------------------------------------------------ a batch */
+
+/* A batch on its way to the lane and back. */
+struct job {
+    struct samkv_prefiller *prefiller;
+    struct samkv_landing *landing;
+    struct samkv_prefill *first; /* whose thread leads it */
+    struct samkv_packed pass;
+    enum samkv_status status;
+    struct samkv_error *err;
+    double ms;
+};
+
+static struct samkv_prefill *prefill_of(struct samkv_batch_item *item)
 {
-    uint32_t rows = (uint32_t)samkv_workspace_chunk_rows(engine->workspace), block = blocks->block_tokens;
-    uint32_t chunk = block < rows ? rows / block * block : block;
-    return chunk < blocks->tokens ? chunk : blocks->tokens;
+    return (struct samkv_prefill *)((char *)item - offsetof(struct samkv_prefill, item));
 }
 
-static enum samkv_status allocate(struct samkv_prefill *p, struct samkv_error *err)
+static void run_on_lane(void *arg)
 {
-    struct samkv_device *device = p->engine->device;
-    const struct samkv_model_config *c = &p->engine->model->config;
-    struct samkv_kv_shape shape = samkv_model_kv_shape(p->engine->model, p->engine->stored);
-    size_t width = samkv_kv_width(&shape), q_width = (size_t)c->heads * c->head_dim;
-    size_t chunk_blocks = p->chunk_tokens / p->blocks.block_tokens + 1;
-    size_t means = (chunk_blocks * width + q_width) * c->layers,
-           rows = p->chunk_tokens > chunk_blocks ? p->chunk_tokens : chunk_blocks;
-
-    p->index_count = (size_t)p->blocks.count * width + q_width;
-    p->index = calloc(p->index_count * c->layers, sizeof *p->index);
-    p->means_host = malloc(means * sizeof(float));
-    if (!p->index || !p->means_host || device->ops->alloc(device, means * sizeof(float), (void **)&p->means) ||
-        device->ops->alloc(device, rows * c->head_dim * sizeof(float), (void **)&p->rope_zero) ||
-        device->ops->alloc(device, rows * c->head_dim * sizeof(float), (void **)&p->rope_back) ||
-        device->ops->alloc(device, (rows + 1) * sizeof(int32_t), (void **)&p->positions) ||
-        device->ops->alloc(device, (chunk_blocks + 4) * sizeof(int32_t), (void **)&p->offsets) ||
-        device->ops->alloc(device, p->chunk_tokens * width * samkv_dtype_bytes(device->dtype), &p->staged_k) ||
-        device->ops->alloc(device, p->chunk_tokens * width * samkv_dtype_bytes(device->dtype), &p->staged_v) ||
-        device->ops->alloc(device, p->chunk_tokens * width * samkv_dtype_bytes(shape.dtype), &p->converted))
-        return samkv_fail(err, SAMKV_NO_MEMORY, "no memory to prefill a document of %u tokens: split it (chunk tokens)",
-                          p->blocks.tokens);
-    enum samkv_status status = samkv_stage_init(&p->stage, device, &shape, p->chunk_tokens, err);
-    if (status)
-        return status;
-    return samkv_kv_cache_init(&p->cache, p->engine->model, p->preamble_tokens + (size_t)p->blocks.tokens, err);
+    struct job *job = arg;
+    struct samkv_prefill *p = job->first;
+    double start = samkv_now_ms();
+    if (p->is_long && !p->cache.allocation)
+        job->status = samkv_kv_cache_init(&p->cache, p->engine->model,
+                                          p->preamble.tokens + (size_t)p->part.blocks.tokens, job->err);
+    if (!job->status)
+        job->status = samkv_packer_run(job->prefiller->packer, &job->pass, job->landing, job->err);
+    job->ms = samkv_now_ms() - start;
 }
 
-/* Constant RoPE tables: no rotation (writes K as it is), and R(−P) for the means. */
-static enum samkv_status make_tables(struct samkv_prefill *p, struct samkv_error *err)
+/* The pass with all that it needs on the host. */
+static enum samkv_status run_pass(struct job *job)
 {
-    size_t chunk_blocks = p->chunk_tokens / p->blocks.block_tokens + 1;
-    size_t rows = p->chunk_tokens > chunk_blocks ? p->chunk_tokens : chunk_blocks;
-    int32_t *positions = calloc(rows, sizeof *positions);
-    if (!positions)
+    struct samkv_prefill *p = job->first;
+    struct samkv_stage preamble = {0};
+    enum samkv_status status = samkv_landing_reserve(job->landing, p->engine, job->pass.rows, job->pass.blocks,
+                                                     job->pass.count, job->prefiller->most_rows, job->err);
+    if (!status && !samkv_packer_has_preamble(job->prefiller->packer, &job->pass)) {
+        status = p->preamble.load(p->preamble.arg, &preamble, job->err);
+        job->pass.preamble = &preamble;
+    }
+    if (!status) {
+        samkv_lane_call(p->engine->lane, SAMKV_RELAXED, run_on_lane, job);
+        status = job->status;
+    }
+    samkv_stage_deinit(&preamble);
+    return status;
+}
+
+static enum samkv_status run_batch(void *arg, int slot, struct samkv_batch_item *first, struct samkv_error *err)
+{
+    struct samkv_prefiller *prefiller = arg;
+    struct samkv_prefill *p = prefill_of(first);
+    size_t count = 0, i = 0;
+    for (struct samkv_batch_item *item = first; item; item = item->next)
+        count++;
+    struct samkv_part **parts = malloc(count * sizeof(struct samkv_part *));
+    if (!parts)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    const double *inv_freq = samkv_workspace_inv_freq(p->engine->workspace);
-    samkv_rope_rows(p->engine->model, p->engine->stream, inv_freq, positions, (int)rows, p->positions, p->rope_zero);
-    enum samkv_status status = p->engine->device->ops->sync(p->engine->stream, err);
-    for (size_t i = 0; i < rows; i++)
-        positions[i] = -(int32_t)p->preamble_tokens;
-    samkv_rope_rows(p->engine->model, p->engine->stream, inv_freq, positions, (int)rows, p->positions, p->rope_back);
+    for (struct samkv_batch_item *item = first; item; item = item->next)
+        parts[i++] = &prefill_of(item)->part;
+    struct job job = {
+        .prefiller = prefiller,
+        .landing = &prefiller->landings[slot],
+        .first = p,
+        .pass = {.engine = p->engine,
+                 .parts = parts,
+                 .count = (uint32_t)count,
+                 .preamble_tokens = p->preamble.tokens,
+                 .preamble_id = first->kind,
+                 .cache = p->is_long ? &p->cache : NULL},
+        .err = err,
+    };
+    samkv_packed_place(&job.pass);
+    enum samkv_status status = run_pass(&job);
+    for (struct samkv_batch_item *item = first; item; item = item->next)
+        prefill_of(item)->ms += job.ms * prefill_of(item)->part.count / job.pass.rows;
+    free(parts);
+    return status;
+}
+
+static enum samkv_status settle_batch(void *arg, int slot, struct samkv_batch_item *first, struct samkv_error *err)
+{
+    struct samkv_prefiller *prefiller = arg;
+    (void)first;
+    return samkv_landing_wait(&prefiller->landings[slot], err);
+}
+
+static void empty_slot(void *arg, int slot)
+{
+    struct samkv_prefiller *prefiller = arg;
+    samkv_landing_empty(&prefiller->landings[slot]);
+}
+
+/* ------------------------------------------------------------------ the prefiller */
+
+enum samkv_status samkv_prefiller_new(struct samkv_device *device, const struct samkv_workspace *workspace,
+                                      struct samkv_prefiller **out)
+{
+    static const struct samkv_batch_calls calls = {run_batch, settle_batch, empty_slot};
+    struct samkv_prefiller *prefiller = calloc(1, sizeof *prefiller);
+    if (!prefiller)
+        return SAMKV_NO_MEMORY;
+    for (int i = 0; i < SAMKV_BATCH_SLOTS; i++)
+        samkv_landing_init(&prefiller->landings[i], device);
+    prefiller->most_rows = (uint32_t)samkv_workspace_chunk_rows(workspace);
+    enum samkv_status status = samkv_batcher_new(prefiller->most_rows, &calls, prefiller, &prefiller->batcher);
     if (!status)
-        status = p->engine->device->ops->sync(p->engine->stream, err);
-    free(positions);
-    return status;
+        status = samkv_packer_new(device, &prefiller->packer);
+    if (status) {
+        samkv_prefiller_free(prefiller);
+        return status;
+    }
+    *out = prefiller;
+    return SAMKV_OK;
 }
 
-static enum samkv_status place_preamble(struct samkv_prefill *p, const struct samkv_stage *preamble,
-                                        struct samkv_error *err)
+void samkv_prefiller_free(struct samkv_prefiller *prefiller)
 {
-    if (!p->preamble_tokens)
-        return SAMKV_OK;
-    int32_t *positions = malloc(p->preamble_tokens * sizeof *positions);
-    if (!positions)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    for (uint32_t i = 0; i < p->preamble_tokens; i++)
-        positions[i] = (int32_t)i;
-    enum samkv_status status =
-        samkv_stage_place(p->engine, preamble, &p->cache, positions, 0, (int)p->preamble_tokens, err);
-    free(positions);
-    return status;
+    if (!prefiller)
+        return;
+    samkv_batcher_free(prefiller->batcher);
+    samkv_packer_free(prefiller->packer);
+    for (int i = 0; i < SAMKV_BATCH_SLOTS; i++)
+        samkv_landing_deinit(&prefiller->landings[i]);
+    free(prefiller);
+}
+
+/* ------------------------------------------------------------------ a document */
+
+/* Documents with the same kind may share a pass: the same stored type behind the same preamble. */
+static void set_kind(struct samkv_prefill *p)
+{
+    struct {
+        uint32_t tokens, stored;
+        uint8_t key[sizeof p->preamble.key];
+    } kind = {.tokens = p->preamble.tokens, .stored = (uint32_t)p->engine->stored};
+    _Static_assert(sizeof kind <= SAMKV_BATCH_KIND_BYTES && SAMKV_BATCH_KIND_BYTES == SAMKV_PREAMBLE_ID_BYTES,
+                   "a kind is what tells preambles apart");
+    if (kind.tokens)
+        memcpy(kind.key, p->preamble.key, sizeof kind.key);
+    memcpy(p->item.kind, &kind, sizeof kind);
 }
 
 enum samkv_status samkv_prefill_init(struct samkv_prefill *p, const struct samkv_engine *engine,
-                                     const struct samkv_stage *preamble, const int32_t *ids,
-                                     const struct samkv_blocks *blocks, struct samkv_error *err)
+                                     const struct samkv_preamble *preamble, const int32_t *ids,
+                                     const struct samkv_blocks *blocks, const bool *cancelled, struct samkv_error *err)
 {
-    *p = (struct samkv_prefill){.engine = engine, .ids = ids, .blocks = *blocks};
-    p->preamble_tokens = preamble ? (uint32_t)preamble->rows : 0;
-    p->chunk_tokens = chunk_tokens_for(engine, blocks);
-    enum samkv_status status = allocate(p, err);
-    if (!status)
-        status = make_tables(p, err);
-    if (!status)
-        status = place_preamble(p, preamble, err);
-    if (status)
-        samkv_prefill_deinit(p);
-    return status;
+    uint32_t most = engine->prefiller->most_rows, whole = most / blocks->block_tokens * blocks->block_tokens;
+    *p = (struct samkv_prefill){
+        .engine = engine,
+        .preamble = *preamble,
+        .is_long = blocks->tokens > most,
+        .part = {.ids = ids, .blocks = *blocks},
+        .index_count = samkv_index_count(engine, blocks),
+        .item = {.cancelled = cancelled},
+    };
+    p->step_tokens = !p->is_long ? blocks->tokens : whole ? whole : blocks->block_tokens;
+    p->item.alone = p->is_long;
+    set_kind(p);
+    p->index = calloc(p->index_count * engine->model->config.layers, sizeof *p->index);
+    return p->index ? SAMKV_OK : samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+}
+
+static void drop_cache(void *arg)
+{
+    struct samkv_prefill *p = arg;
+    samkv_kv_cache_deinit(&p->cache, p->engine->device);
 }
 
 void samkv_prefill_deinit(struct samkv_prefill *p)
 {
-    struct samkv_device *device = p->engine->device;
-    void *buffers[] = {p->staged_k,  p->staged_v,  p->converted, p->means,
-                       p->rope_zero, p->rope_back, p->offsets,   p->positions};
-    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
-        device->ops->release(device, buffers[i]);
-    samkv_kv_cache_deinit(&p->cache, device);
-    samkv_stage_deinit(&p->stage);
+    samkv_prefill_release(p);
+    if (p->cache.allocation)
+        samkv_lane_call(p->engine->lane, SAMKV_RELAXED, drop_cache, p);
     free(p->index);
-    free(p->means_host);
-    *p = (struct samkv_prefill){.engine = p->engine};
-}
-
-/* One step's view, for the tap. */
-struct step {
-    struct samkv_prefill *p;
-    uint32_t n;           /* rows of the chunk */
-    uint32_t blocks;      /* blocks of the chunk */
-    uint32_t local_first; /* row of the chunk at which the local query's rows begin; n when they are not in it */
-};
-
-static float *means_of(const struct step *s, float *base, uint32_t layer)
-{
-    const struct samkv_model_config *c = &s->p->engine->model->config;
-    size_t width = (size_t)c->kv_heads * c->head_dim, q_width = (size_t)c->heads * c->head_dim;
-    return base + layer * (s->blocks * width + q_width);
-}
-
-/* Stored form of the chunk in this layer: RoPE by angle 0 makes the strided K contiguous and leaves it as it is. */
-static void stage_layer(const struct step *s, struct samkv_stream *stream, const struct samkv_tap *tap)
-{
-    struct samkv_prefill *p = s->p;
-    const struct samkv_ops *ops = stream->device->ops;
-    const struct samkv_model_config *c = &p->engine->model->config;
-    size_t count = s->n * samkv_kv_width(&p->stage.shape);
-    size_t bytes = count * samkv_dtype_bytes(p->stage.shape.dtype);
-    bool direct = stream->device->unified && stream->device->dtype == p->stage.shape.dtype;
-    uint8_t *k = samkv_stage_row(&p->stage, tap->layer, false, 0), *v = samkv_stage_row(&p->stage, tap->layer, true, 0);
-    const struct samkv_kv_write write = {
-        .k = tap->k,
-        .v = tap->v,
-        .ld = tap->ld,
-        .rope = p->rope_zero,
-        .k_cache = direct ? (void *)k : p->staged_k,
-        .v_cache = direct ? (void *)v : p->staged_v,
-        .n = tap->n,
-        .kv_heads = (int)c->kv_heads,
-        .head_dim = (int)c->head_dim,
-        .update = SAMKV_UPDATE_OVERWRITE,
-        .fresh_from = 0,
-    };
-    ops->kv_write(stream, &write);
-    if (direct)
-        return;
-    ops->convert(stream, p->staged_k, stream->device->dtype, p->converted, p->stage.shape.dtype, count);
-    ops->download(stream, k, p->converted, bytes);
-    ops->convert(stream, p->staged_v, stream->device->dtype, p->converted, p->stage.shape.dtype, count);
-    ops->download(stream, v, p->converted, bytes);
-}
-
-static void on_layer(void *arg, struct samkv_stream *stream, const struct samkv_tap *tap)
-{
-    const struct step *s = arg;
-    struct samkv_prefill *p = s->p;
-    const struct samkv_ops *ops = stream->device->ops;
-    const struct samkv_model_config *c = &p->engine->model->config;
-    size_t width = (size_t)c->kv_heads * c->head_dim;
-    size_t row_bytes = width * samkv_dtype_bytes(stream->device->dtype);
-    float *means = means_of(s, p->means, tap->layer);
-    const uint8_t *cached =
-        (const uint8_t *)samkv_kv_cache_k(&p->cache, tap->layer) + (p->preamble_tokens + (size_t)p->done) * row_bytes;
-
-    stage_layer(s, stream, tap);
-    ops->segment_mean(stream, cached, width, p->offsets, (int)s->blocks, (int)width, means);
-    ops->rope_f32(stream, means, p->rope_back, (int)s->blocks, (int)c->kv_heads, (int)c->head_dim);
-    if (s->local_first < s->n) {
-        float *q = means + s->blocks * width;
-        ops->segment_mean(stream, tap->q, tap->ld, p->offsets + s->blocks + 1, 1, (int)(c->heads * c->head_dim), q);
-        ops->rope_f32(stream, q, p->rope_back, 1, (int)c->heads, (int)c->head_dim);
-    }
-}
-
-/* The step's means into the index. A local query may span steps: each adds its rows' share of the mean. */
-static void collect(const struct step *s)
-{
-    struct samkv_prefill *p = s->p;
-    const struct samkv_model_config *c = &p->engine->model->config;
-    size_t width = (size_t)c->kv_heads * c->head_dim, q_width = (size_t)c->heads * c->head_dim;
-    uint32_t first_block = p->done / p->blocks.block_tokens;
-    uint32_t local_first = p->blocks.local * p->blocks.block_tokens;
-    uint32_t local_rows = p->blocks.local < p->blocks.count ? p->blocks.tokens - local_first : 0;
-    for (uint32_t l = 0; l < c->layers; l++) {
-        const float *means = means_of(s, p->means_host, l);
-        float *index = p->index + l * p->index_count;
-        memcpy(index + first_block * width, means, s->blocks * width * sizeof *index);
-        if (s->local_first >= s->n)
-            continue;
-        float share = (float)(s->n - s->local_first) / (float)local_rows;
-        for (size_t j = 0; j < q_width; j++)
-            index[p->blocks.count * width + j] += share * means[s->blocks * width + j];
-    }
-}
-
-static enum samkv_status upload_offsets(const struct step *s, struct samkv_error *err)
-{
-    struct samkv_prefill *p = s->p;
-    int32_t *offsets = malloc((s->blocks + 4) * sizeof *offsets);
-    if (!offsets)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    for (uint32_t b = 0; b <= s->blocks; b++) {
-        uint32_t at = b * p->blocks.block_tokens;
-        offsets[b] = (int32_t)(at < s->n ? at : s->n);
-    }
-    offsets[s->blocks + 1] = (int32_t)s->local_first;
-    offsets[s->blocks + 2] = (int32_t)s->n;
-    p->engine->device->ops->upload(p->engine->stream, p->offsets, offsets, (s->blocks + 3) * sizeof *offsets);
-    enum samkv_status status = p->engine->device->ops->sync(p->engine->stream, err);
-    free(offsets);
-    return status;
-}
-
-/* The forward pass of the chunk, with the tap. */
-static enum samkv_status run_pass(struct step *s, struct samkv_error *err)
-{
-    struct samkv_prefill *p = s->p;
-    int32_t *columns = malloc(3 * (size_t)s->n * sizeof *columns);
-    if (!columns)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    int32_t *positions = columns, *limits = columns + s->n;
-    for (uint32_t i = 0; i < s->n; i++) {
-        positions[i] = (int32_t)(p->preamble_tokens + p->done + i);
-        limits[i] = positions[i] + 1;
-    }
-    const struct samkv_pass pass = {
-        .n = (int)s->n,
-        .ids = p->ids + p->done,
-        .positions = positions,
-        .cache_rows = positions, /* nothing is left out: a token's row is its position */
-        .limits = limits,
-        .depth = p->engine->model->config.layers,
-        .tap = on_layer,
-        .tap_arg = s,
-    };
-    enum samkv_status status =
-        samkv_forward(p->engine->model, p->engine->stream, p->engine->workspace, &pass, &p->cache, err);
-    free(columns);
-    return status;
+    *p = (struct samkv_prefill){0};
 }
 
 enum samkv_status samkv_prefill_step(struct samkv_prefill *p, struct samkv_error *err)
 {
-    const struct samkv_model_config *c = &p->engine->model->config;
-    uint32_t left = p->blocks.tokens - p->done, n = left < p->chunk_tokens ? left : p->chunk_tokens;
-    uint32_t local = p->blocks.local < p->blocks.count ? p->blocks.local * p->blocks.block_tokens : p->blocks.tokens;
-    struct step s = {
-        .p = p,
-        .n = n,
-        .blocks = (n + p->blocks.block_tokens - 1) / p->blocks.block_tokens,
-        .local_first = local <= p->done      ? 0
-                       : local - p->done < n ? local - p->done
-                                             : n,
-    };
-    enum samkv_status status = upload_offsets(&s, err);
-    if (!status)
-        status = run_pass(&s, err);
+    struct samkv_prefiller *prefiller = p->engine->prefiller;
+    uint32_t left = p->part.blocks.tokens - p->done;
+    p->part.first = p->done;
+    p->part.count = left < p->step_tokens ? left : p->step_tokens;
+    p->item.weight = p->part.count;
+    enum samkv_status status = samkv_batch_join(prefiller->batcher, &p->item, err);
     if (status)
         return status;
-    size_t width = (size_t)c->kv_heads * c->head_dim, q_width = (size_t)c->heads * c->head_dim;
-    p->engine->device->ops->download(p->engine->stream, p->means_host, p->means,
-                                     c->layers * (s.blocks * width + q_width) * sizeof(float));
-    status = p->engine->device->ops->sync(p->engine->stream, err);
-    if (status)
-        return status;
-    collect(&s);
-    p->done += n;
+    p->landing = &prefiller->landings[p->item.slot];
+    p->done += p->part.count;
+    samkv_landing_read_index(p->landing, p->engine, &p->part, p->index);
     return SAMKV_OK;
+}
+
+void samkv_prefill_release(struct samkv_prefill *p)
+{
+    if (p->landing)
+        samkv_batch_leave(p->engine->prefiller->batcher, &p->item);
+    p->landing = NULL;
+}
+
+void samkv_prefill_pieces(const struct samkv_prefill *p, uint32_t block, void **pieces)
+{
+    uint32_t row = samkv_block_first(&p->part.blocks, block) - p->part.first + p->part.row;
+    samkv_stage_pieces(&p->landing->stage, row, pieces);
 }
