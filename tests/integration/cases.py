@@ -92,7 +92,7 @@ def relative_error(a, b):
     return float(error / scale) if scale > 0 else float(error)
 
 
-def differences(info, tensors, expected_info, expected):
+def differences(info, tensors, expected_info, expected, max_error=MAX_RELATIVE_ERROR, top_p_tolerance=TOP_P_TOLERANCE):
     """Every way in which a fetch differs from what was expected, as lines; the largest relative error seen."""
     bad, worst = [], 0.0
     for mine, theirs in (("keep", "keep"), ("kept_tokens", "kept"), ("total_tokens", "total"),
@@ -102,7 +102,7 @@ def differences(info, tensors, expected_info, expected):
     for name in ("sequence_ratio", "recompute_ratio"):
         if not abs(info[name] - expected_info[name]) <= 1e-6:
             bad.append("%s: %s, expected %s" % (name, info[name], expected_info[name]))
-    if not np.allclose(info["top_p"], expected_info["top_p"], rtol=0, atol=TOP_P_TOLERANCE):
+    if not np.allclose(info["top_p"], expected_info["top_p"], rtol=0, atol=top_p_tolerance):
         bad.append("top_p: %s, expected %s" % (info["top_p"], expected_info["top_p"]))
     if bad:
         return bad, np.inf
@@ -115,7 +115,7 @@ def differences(info, tensors, expected_info, expected):
             continue
         error = relative_error(tensors[name], expected[name])
         worst = max(worst, error)
-        if not error <= MAX_RELATIVE_ERROR:
+        if not error <= max_error:
             bad.append("%s: relative error %.3g" % (name, error))
     if "logits" in tensors and "logits" not in expected:
         bad.append("logits without --with-query")

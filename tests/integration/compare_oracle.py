@@ -1,8 +1,9 @@
-"""usage: compare_oracle.py REFERENCE.py [--cases N] [--seed N] [--family NAME]
+"""usage: compare_oracle.py REFERENCE.py [--cases N] [--seed N] [--family NAME] [--device cuda --dtype bf16]
 
 Many random fetches against the reference itself (see make_golden.py), for who has it. Not part of ctest: it takes
 minutes and needs a file from outside. A decision that differs counts as a failure unless the reference's own decision
-changes under rounding (float32 instead of float64, or weights moved by 1e-6).
+changes under rounding (float32 instead of float64, or weights moved by 1e-6). In a half type, K and V may differ by
+MAX_ERROR of it, and weights are moved by as much as one rounding of an activation, in several ways.
 """
 import argparse
 import json
@@ -17,22 +18,33 @@ import models
 from harness import Daemon
 
 
+# Relative error of a K or V tensor behind four layers, and one rounding of a number.
+MAX_ERROR = {"f32": cases.MAX_RELATIVE_ERROR, "bf16": 0.05, "f16": 0.008}
+ROUNDING = {"f32": 1e-6, "bf16": 2.0**-8, "f16": 2.0**-11}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("reference")
     parser.add_argument("--cases", type=int, default=300)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--family", choices=sorted(models.FAMILIES))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=sorted(MAX_ERROR), default="f32")
     o = parser.parse_args()
     rng, worst, failed, near_ties = cases.seeded(o.seed), 0.0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        reference = make_golden.Reference(make_golden.load_reference(o.reference), folder)
-        with Daemon({family: pathlib.Path(folder) / family for family in models.FAMILIES}) as daemon:
+        reference = make_golden.Reference(make_golden.load_reference(o.reference), folder, ROUNDING[o.dtype],
+                                          tries=1 if o.dtype == "f32" else 6)
+        paths = {family: pathlib.Path(folder) / family for family in models.FAMILIES}
+        top_p_tolerance = max(cases.TOP_P_TOLERANCE, 100 * ROUNDING[o.dtype])
+        with Daemon(paths, device=o.device, dtype=o.dtype) as daemon:
             for number in range(o.cases):
                 case = cases.random_case(rng, o.family)
                 result, stable = reference.fetch(case)
                 info, tensors = cases.run_case(daemon, case, "c%d" % number)
-                bad, error = cases.differences(info, tensors, result["info"], cases.expected_tensors(result))
+                bad, error = cases.differences(info, tensors, result["info"], cases.expected_tensors(result),
+                                               MAX_ERROR[o.dtype], top_p_tolerance)
                 if bad and not stable:
                     near_ties += 1
                 elif bad:

@@ -37,9 +37,9 @@ def _die_with_parent():
 class Daemon:
     """One samkvd with a temporary folder for store, socket and log. A context manager: start … stop."""
 
-    def __init__(self, models, dtype="f32", binaries=BIN, arguments=(), environment=None):
+    def __init__(self, models, dtype="f32", binaries=BIN, arguments=(), environment=None, device="cpu"):
         """models: name → path. A stopped daemon can be started again over the same store."""
-        self.models, self.dtype, self.arguments = models, dtype, list(arguments)
+        self.models, self.dtype, self.arguments, self.device = models, dtype, list(arguments), device
         self.binaries = pathlib.Path(binaries)
         # SAMKV_… variables are options of samkvd and samkvctl.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("SAMKV_")}
@@ -64,7 +64,7 @@ class Daemon:
 
     def start(self):
         command = [str(self.binaries / "samkvd"), "--store", str(self.store), "--socket", str(self.socket),
-                   "--device", "cpu", "--dtype", self.dtype]
+                   "--device", self.device, "--dtype", self.dtype]
         for name, path in self.models.items():
             command += ["--model", "%s=%s" % (name, path)]
         with open(self.log_path, "ab") as log:

@@ -56,24 +56,31 @@ def corner(rng, family, sizes, params):
 
 
 class Reference:
-    """The reference over the families' models, in float64, float32, and with weights moved by a rounding's worth."""
+    """The reference over the families' models, in float64, float32, and with weights moved by a rounding's worth.
 
-    def __init__(self, module, folder):
+    rounding: relative, of the numbers that the implementation computes with. Half types round every activation too, so
+    their decisions are tried with several such weights.
+    """
+
+    def __init__(self, module, folder, rounding=1e-6, tries=1):
         self.module, self.models = module, {}
         for family in models.FAMILIES:
             path = models.make_model(pathlib.Path(folder) / family, family)
-            exact, single, nudged = (module.Model(path, kind) for kind in (np.float64, np.float32, np.float64))
-            sign = np.random.default_rng(0)
-            for name, values in nudged.w.items():
-                nudged.w[name] = values * (1 + 1e-6 * sign.choice([-1, 1], values.shape))
-            self.models[family] = exact, single, nudged
+            self.models[family] = [module.Model(path, np.float64), module.Model(path, np.float32)]
+            for number in range(tries):
+                nudged, sign = module.Model(path, np.float64), np.random.default_rng(number)
+                for name, values in nudged.w.items():
+                    nudged.w[name] = values * (1 + rounding * sign.choice([-1, 1], values.shape))
+                self.models[family].append(nudged)
+        self.top_p_tolerance = 100 * rounding
 
     def fetch(self, case):
         """(result in float64, whether the decision stays the same under rounding)"""
         results = [self.module.fetch(m, case["preamble"], case["docs"], case["query"], cases.reference_params(case))
                    for m in self.models[case["family"]]]
         decisions = [(r["info"]["keep"], r["info"]["recompute_ratio"]) for r in results]
-        tight = all(np.allclose(r["info"]["top_p"], results[0]["info"]["top_p"], atol=1e-4) for r in results)
+        tight = all(np.allclose(r["info"]["top_p"], results[0]["info"]["top_p"], atol=self.top_p_tolerance)
+                    for r in results)
         return results[0], tight and all(d == decisions[0] for d in decisions)
 
 

@@ -21,6 +21,8 @@ def expected_of(arrays, number):
 
 
 class Golden(unittest.TestCase):
+    device = "cpu"
+
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory(prefix="samkv-models-")
@@ -29,7 +31,7 @@ class Golden(unittest.TestCase):
         # The same weights in two files with an index must be the same model.
         models.make_model(paths["qwen2"], "qwen2", shards=3)
         (paths["qwen2"] / "model.safetensors").unlink()
-        cls.daemon = enter(cls, Daemon(paths))
+        cls.daemon = enter(cls, Daemon(paths, device=cls.device))
 
     def check_family(self, family):
         described = json.loads((DATA / "golden" / (family + ".json")).read_text())
@@ -58,6 +60,11 @@ class Golden(unittest.TestCase):
 
     def test_qwen3(self):
         self.check_family("qwen3")
+
+
+class Discrete(Golden):
+    """The same on a device with a memory of its own, as a GPU's fetches go."""
+    device = "cpu:discrete"
 
 
 class Comparison(unittest.TestCase):
