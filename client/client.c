@@ -130,7 +130,7 @@ static const char *frame_fault(const struct samkv_frame *frame, const struct sam
         return "the daemon announced more of an answer that has one piece";
     if (frame->flags & SAMKV_FLAG_FD &&
         (pending->operation != SAMKV_OPERATION_FETCH || frame->flags & SAMKV_FLAG_ERROR))
-        return "the daemon sent a descriptor that nobody asked for";
+        return "the daemon sent descriptors that nobody asked for";
     return NULL;
 }
 
@@ -149,6 +149,7 @@ static enum samkv_status on_frame(struct samkv_client *client, struct samkv_inco
         return samkv_fail(err, SAMKV_PROTOCOL, "%s: update the daemon or this library", fault);
     }
     bool more = frame->flags & SAMKV_FLAG_MORE;
+    incoming->device_asked = pending->device_asked;
     if (pending->abandoned) {
         samkv_incoming_deinit(incoming);
     } else if (more) {
@@ -187,6 +188,8 @@ enum samkv_status samkv_client_submit(struct samkv_client *client, enum samkv_op
     struct samkv_pending *pending = &client->pending[client->pending_count++];
     *pending =
         (struct samkv_pending){.id = *request, .operation = operation, .timeout_ms = client->timeout_ms, .done = done};
+    pending->device_asked = operation == SAMKV_OPERATION_FETCH &&
+                            ((const Samkv__FetchRequest *)message)->placement != SAMKV__PLACEMENT__HOST;
     rearm(pending);
     /* Most requests fit the socket at once. When the connection breaks here, the request's answer says so. */
     struct samkv_error why;

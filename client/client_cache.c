@@ -2,15 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 struct samkv_cache_memory {
-    int fd;
+    struct samkv_fds fds; /* the first one is the sealed file */
+    struct samkv_device_memory device;
     Samkv__FetchReply *message; /* the figures' lists point into it */
     struct samkv_blocks_kept *keep;
 };
@@ -23,16 +21,17 @@ static bool is_inside(uint64_t offset, uint64_t bytes, size_t element_bytes, uin
     return offset % element_bytes == 0 && offset <= memory_bytes && bytes <= memory_bytes - offset;
 }
 
-/* Are all layers' regions inside? Numbers are the daemon's: every product may overflow. */
-static bool layers_are_inside(const Samkv__FetchReply *m, uint64_t offset, size_t element_bytes)
+/* Are all layers' regions inside, and apart? Numbers are the daemon's: every product may overflow. */
+static bool layers_are_inside(const Samkv__FetchReply *m, uint64_t offset, size_t element_bytes, uint64_t memory_bytes)
 {
     uint64_t layer_bytes, last;
     if (__builtin_mul_overflow((uint64_t)m->rows * m->kv_heads, (uint64_t)m->head_dim * element_bytes, &layer_bytes) ||
         __builtin_mul_overflow(m->layer_stride, (uint64_t)m->layers - 1, &last) ||
         __builtin_add_overflow(last, offset, &last))
         return false;
-    return m->layer_stride % element_bytes == 0 && is_inside(offset, layer_bytes, element_bytes, m->memory_bytes) &&
-           is_inside(last, layer_bytes, element_bytes, m->memory_bytes);
+    return m->layer_stride % element_bytes == 0 && (m->layer_stride >= layer_bytes || m->layers == 1) &&
+           is_inside(offset, layer_bytes, element_bytes, memory_bytes) &&
+           is_inside(last, layer_bytes, element_bytes, memory_bytes);
 }
 
 static enum samkv_status check_layout(const Samkv__FetchReply *m, struct samkv_error *err)
@@ -44,7 +43,9 @@ static enum samkv_status check_layout(const Samkv__FetchReply *m, struct samkv_e
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's cache has an impossible shape");
     size_t element_bytes = samkv_dtype_bytes((enum samkv_dtype)m->dtype);
     const uint64_t arrays[] = {m->tokens_offset, m->doc_offset, m->index_offset, m->position_offset};
-    bool good = layers_are_inside(m, m->k_offset, element_bytes) && layers_are_inside(m, m->v_offset, element_bytes);
+    uint64_t kv_bytes = m->device ? m->device->bytes : m->memory_bytes;
+    bool good = layers_are_inside(m, m->k_offset, element_bytes, kv_bytes) &&
+                layers_are_inside(m, m->v_offset, element_bytes, kv_bytes);
     for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++)
         good = good && is_inside(arrays[i], (uint64_t)m->rows * sizeof(int32_t), sizeof(int32_t), m->memory_bytes);
     if (m->logits_offset)
@@ -54,12 +55,24 @@ static enum samkv_status check_layout(const Samkv__FetchReply *m, struct samkv_e
     return SAMKV_OK;
 }
 
+/* device_asked: whether the request was for device memory. A daemon may ignore that, but not invent it. */
+static enum samkv_status check_descriptors(const Samkv__FetchReply *m, const struct samkv_fds *fds, bool device_asked,
+                                           struct samkv_error *err)
+{
+    if (m->device && !device_asked)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon answered with device memory, which was not asked for");
+    if (!fds->count)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer came without its memory");
+    if (fds->count != (m->device ? SAMKV_DEVICE_FDS : 1) || fds->surplus)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer came with %s descriptors than its memory has",
+                          fds->count == 1 || (fds->count < SAMKV_DEVICE_FDS && m->device) ? "fewer" : "more");
+    return SAMKV_OK;
+}
+
 /* Memory that could shrink or change under the reader is not accepted: reading it might kill the process. */
 static enum samkv_status check_memory(int fd, uint64_t memory_bytes, struct samkv_error *err)
 {
     struct stat st;
-    if (fd < 0)
-        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer came without its memory");
     int seals = fcntl(fd, F_GET_SEALS);
     if (seals < 0 || (seals & (F_SEAL_SHRINK | F_SEAL_WRITE)) != (F_SEAL_SHRINK | F_SEAL_WRITE))
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's memory is not sealed against change");
@@ -81,6 +94,9 @@ static void point_at_arrays(struct samkv_cache *cache, const Samkv__FetchReply *
     cache->kv_heads = m->kv_heads;
     cache->head_dim = m->head_dim;
     cache->dtype = (enum samkv_dtype)m->dtype;
+    cache->head_stride_bytes = m->head_dim * samkv_dtype_bytes(cache->dtype);
+    cache->row_stride_bytes = m->kv_heads * cache->head_stride_bytes;
+    cache->layer_stride_bytes = m->layer_stride;
     cache->tokens = (const int32_t *)(base + m->tokens_offset);
     cache->doc = (const int32_t *)(base + m->doc_offset);
     cache->index = (const int32_t *)(base + m->index_offset);
@@ -91,27 +107,35 @@ static void point_at_arrays(struct samkv_cache *cache, const Samkv__FetchReply *
     }
 }
 
-static enum samkv_status build(struct samkv_cache *cache, struct samkv_error *err)
+static enum samkv_status build(struct samkv_cache *cache, bool device_asked, struct samkv_error *err)
 {
-    const Samkv__FetchReply *m = cache->owner->message;
-    enum samkv_status status = check_memory(cache->owner->fd, m->memory_bytes, err);
+    struct samkv_cache_memory *owner = cache->owner;
+    const Samkv__FetchReply *m = owner->message;
+    enum samkv_status status = check_descriptors(m, &owner->fds, device_asked, err);
+    if (!status)
+        status = check_memory(owner->fds.fd[SAMKV_FD_FILE], m->memory_bytes, err);
     if (!status)
         status = check_layout(m, err);
     if (!status)
-        status = samkv_figures_fill(&cache->figures, m, cache->owner->keep, err);
+        status = samkv_figures_fill(&cache->figures, m, owner->keep, err);
+    if (!status && m->device)
+        status = samkv_device_map(m->device, &owner->fds, &owner->device, err);
     if (status)
         return status;
-    void *memory = mmap(NULL, m->memory_bytes, PROT_READ, MAP_SHARED, cache->owner->fd, 0);
+    void *memory = mmap(NULL, m->memory_bytes, PROT_READ, MAP_SHARED, owner->fds.fd[SAMKV_FD_FILE], 0);
     if (memory == MAP_FAILED)
         return samkv_fail_errno(err, errno, "cannot map %llu bytes of the daemon's memory",
                                 (unsigned long long)m->memory_bytes);
     cache->memory = memory;
     cache->memory_bytes = m->memory_bytes;
+    cache->where = m->device ? SAMKV_FETCH_DEVICE : SAMKV_FETCH_HOST;
+    cache->device = m->device ? owner->device.ordinal : -1;
     point_at_arrays(cache, m);
     return SAMKV_OK;
 }
 
-enum samkv_status samkv_cache_new(Samkv__FetchReply *message, int fd, struct samkv_cache **out, struct samkv_error *err)
+enum samkv_status samkv_cache_new(Samkv__FetchReply *message, struct samkv_fds *fds, bool device_asked,
+                                  struct samkv_cache **out, struct samkv_error *err)
 {
     struct samkv_cache *cache = calloc(1, sizeof *cache);
     struct samkv_cache_memory *owner = calloc(1, sizeof *owner);
@@ -122,13 +146,13 @@ enum samkv_status samkv_cache_new(Samkv__FetchReply *message, int fd, struct sam
         free(owner);
         free(keep);
         samkv__fetch_reply__free_unpacked(message, NULL);
-        if (fd >= 0)
-            close(fd);
+        samkv_device_refuse(fds);
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a cache");
     }
-    *owner = (struct samkv_cache_memory){.fd = fd, .message = message, .keep = keep};
+    *owner = (struct samkv_cache_memory){.fds = *fds, .message = message, .keep = keep};
+    *fds = (struct samkv_fds){.count = 0};
     cache->owner = owner;
-    enum samkv_status status = build(cache, err);
+    enum samkv_status status = build(cache, device_asked, err);
     if (status)
         samkv_cache_free(cache);
     else
@@ -142,8 +166,8 @@ void samkv_cache_free(struct samkv_cache *cache)
         return;
     if (cache->memory)
         munmap((void *)cache->memory, cache->memory_bytes);
-    if (cache->owner->fd >= 0)
-        close(cache->owner->fd);
+    samkv_device_unmap(&cache->owner->device);
+    samkv_device_refuse(&cache->owner->fds);
     samkv__fetch_reply__free_unpacked(cache->owner->message, NULL);
     free(cache->owner->keep);
     free(cache->owner);
@@ -154,7 +178,8 @@ static const void *layer_at(const struct samkv_cache *cache, uint32_t layer, uin
 {
     if (layer >= cache->layers)
         return NULL;
-    return (const uint8_t *)cache->memory + offset + layer * cache->owner->message->layer_stride;
+    const uint8_t *base = cache->where == SAMKV_FETCH_DEVICE ? cache->owner->device.base : cache->memory;
+    return base + offset + layer * cache->owner->message->layer_stride;
 }
 
 const void *samkv_cache_k(const struct samkv_cache *cache, uint32_t layer)
@@ -169,66 +194,12 @@ const void *samkv_cache_v(const struct samkv_cache *cache, uint32_t layer)
 
 int samkv_cache_fd(const struct samkv_cache *cache)
 {
-    return cache->owner->fd;
+    return cache->owner->fds.fd[SAMKV_FD_FILE];
 }
 
-/* ------------------------------------------------------------------ saving */
-
-static int write_all(int fd, const uint8_t *bytes, size_t count)
+enum samkv_status samkv_cache_read(const struct samkv_cache *cache, const void *from, void *out, size_t bytes,
+                                   struct samkv_error *err)
 {
-    while (count) {
-        ssize_t n = write(fd, bytes, count);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0)
-            return errno;
-        bytes += n;
-        count -= (size_t)n;
-    }
-    return 0;
-}
-
-/* Closes fd. */
-static int write_and_close(int fd, const struct samkv_cache *cache, bool sync)
-{
-    int errnum = write_all(fd, cache->memory, cache->memory_bytes);
-    if (!errnum && sync && fsync(fd))
-        errnum = errno;
-    if (close(fd) && !errnum)
-        errnum = errno;
-    return errnum;
-}
-
-/* mkstemp gives 0600; a file that a person asked for gets what open would have given. */
-static void apply_umask(int fd)
-{
-    mode_t mask = umask(0);
-    umask(mask);
-    fchmod(fd, 0666 & ~mask);
-}
-
-enum samkv_status samkv_cache_save(const struct samkv_cache *cache, const char *path, struct samkv_error *err)
-{
-    struct stat st;
-    if (!stat(path, &st) && !S_ISREG(st.st_mode)) {
-        int fd = open(path, O_WRONLY | O_CLOEXEC);
-        int errnum = fd < 0 ? errno : write_and_close(fd, cache, false);
-        return errnum ? samkv_fail_errno(err, errnum, "cannot write %s", path) : SAMKV_OK;
-    }
-    char *temporary = NULL;
-    if (asprintf(&temporary, "%s.XXXXXX", path) < 0)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a path");
-    int errnum = 0, fd = mkostemp(temporary, O_CLOEXEC);
-    if (fd < 0) {
-        errnum = errno;
-    } else {
-        apply_umask(fd);
-        errnum = write_and_close(fd, cache, true);
-        if (!errnum && rename(temporary, path))
-            errnum = errno;
-        if (errnum)
-            unlink(temporary);
-    }
-    free(temporary);
-    return errnum ? samkv_fail_errno(err, errnum, "cannot write %s", path) : SAMKV_OK;
+    const struct samkv_device_memory *device = &cache->owner->device;
+    return samkv_device_read(device, (uint64_t)((const uint8_t *)from - device->base), out, bytes, err);
 }

@@ -4,6 +4,7 @@
  *   wire    bytes: whole frames out of a non-blocking socket, a queue of frames into it
  *   client  requests: numbers, deadlines, the hand-shake, completions
  *   submit  options → messages          reply, cache  messages → answers
+ *   device  memory of a GPU, mapped     save          caches → files
  *   calls   the blocking calls, over all of this
  */
 #include <stdbool.h>
@@ -16,11 +17,12 @@
 
 /* ------------------------------------------------------------------ wire */
 
-/* A whole frame; who takes it frees payload and closes fd (-1: none came). */
+/* A whole frame; who takes it frees payload and closes fds. */
 struct samkv_incoming {
     struct samkv_frame frame;
     uint8_t *payload;
-    int fd;
+    struct samkv_fds fds;
+    bool device_asked; /* by the request that it answers; set by who knows that */
 };
 
 struct samkv_wire_item;
@@ -50,6 +52,7 @@ enum samkv_status samkv_wire_flush(struct samkv_wire *, struct samkv_error *) SA
 enum samkv_status samkv_wire_receive(struct samkv_wire *, struct samkv_incoming *out,
                                      struct samkv_error *) SAMKV_MUST_USE;
 
+/* Descriptors that nobody took are given back as samkv_device_refuse does. */
 void samkv_incoming_deinit(struct samkv_incoming *);
 
 /* ------------------------------------------------------------------ client */
@@ -62,8 +65,9 @@ struct samkv_done {
 struct samkv_pending {
     uint64_t id;
     enum samkv_operation operation;
-    bool abandoned; /* nobody waits for the answer any more; its place is taken until it comes */
-    int timeout_ms; /* 0: none */
+    bool device_asked; /* fetch: for K and V in device memory */
+    bool abandoned;    /* nobody waits for the answer any more; its place is taken until it comes */
+    int timeout_ms;    /* 0: none */
     int64_t deadline_ms;
     struct samkv_done *done; /* made with the request, so that its end needs no memory */
 };
@@ -113,6 +117,42 @@ void samkv_reply_error(const uint8_t *payload, size_t bytes, struct samkv_error 
 enum samkv_status samkv_figures_fill(struct samkv_figures *out, const Samkv__FetchReply *message,
                                      struct samkv_blocks_kept *keep, struct samkv_error *) SAMKV_MUST_USE;
 
-/* Maps a fetched cache. Takes message and fd, also on failure. */
-enum samkv_status samkv_cache_new(Samkv__FetchReply *message, int fd, struct samkv_cache **out,
-                                  struct samkv_error *) SAMKV_MUST_USE;
+/* Maps a fetched cache. Takes message and fds, also on failure. device_asked: a cache in device memory may come. */
+enum samkv_status samkv_cache_new(Samkv__FetchReply *message, struct samkv_fds *fds, bool device_asked,
+                                  struct samkv_cache **out, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Copies K or V of a cache in device memory to the host; `from` is what samkv_cache_k or _v gave, and what follows. */
+enum samkv_status samkv_cache_read(const struct samkv_cache *, const void *from, void *out, size_t bytes,
+                                   struct samkv_error *) SAMKV_MUST_USE;
+
+/* ------------------------------------------------------------------ device memory */
+
+/* The descriptors of a reply with device memory, in their order. */
+enum { SAMKV_FD_FILE, SAMKV_FD_DEVICE, SAMKV_FD_LEASE, SAMKV_DEVICE_FDS };
+
+/* Memory that K and V lie in, mapped for reading and writing. Zeroed: none. */
+struct samkv_device_memory {
+    uint8_t *base; /* a device's pointer, or SHARED: the host's */
+    size_t bytes;
+    bool is_cuda;
+    int ordinal; /* CUDA: of the GPU; else -1 */
+    int device;  /* CUDA: the driver's handle of it */
+    int lease;
+};
+
+/*
+ * Maps it. The descriptors of memory and lease are taken out of fds on success only. PROTOCOL when it is not what the
+ * daemon says; UNSUPPORTED without a CUDA driver or without that GPU; DEVICE or NO_MEMORY when the driver refuses.
+ */
+enum samkv_status samkv_device_map(const Samkv__DeviceMemory *, struct samkv_fds *fds, struct samkv_device_memory *out,
+                                   struct samkv_error *) SAMKV_MUST_USE;
+
+/* Unmaps it and gives the lease back. */
+void samkv_device_unmap(struct samkv_device_memory *);
+
+/* Copies bytes at an offset to the host. */
+enum samkv_status samkv_device_read(const struct samkv_device_memory *, uint64_t offset, void *out, size_t bytes,
+                                    struct samkv_error *) SAMKV_MUST_USE;
+
+/* Closes a reply's descriptors that were not mapped; a lease among them is given back. */
+void samkv_device_refuse(struct samkv_fds *fds);

@@ -100,6 +100,7 @@ static void fill_fetch(Samkv__FetchRequest *message, Samkv__Tokens *query, const
     message->no_recompute = from->no_recompute;
     message->positions = (Samkv__Positions)from->positions;
     message->with_query = from->with_query;
+    message->placement = (Samkv__Placement)from->placement;
 }
 
 enum samkv_status samkv_client_submit_fetch(struct samkv_client *client, const struct samkv_fetch_options *options,

@@ -14,7 +14,7 @@ struct samkv_wire_item {
 
 void samkv_wire_init(struct samkv_wire *wire, int socket)
 {
-    *wire = (struct samkv_wire){.socket = socket, .incoming.fd = -1};
+    *wire = (struct samkv_wire){.socket = socket};
     wire->tail = &wire->head;
     fcntl(socket, F_SETFL, fcntl(socket, F_GETFL) | O_NONBLOCK);
     fcntl(socket, F_SETFD, FD_CLOEXEC);
@@ -23,9 +23,8 @@ void samkv_wire_init(struct samkv_wire *wire, int socket)
 void samkv_incoming_deinit(struct samkv_incoming *incoming)
 {
     free(incoming->payload);
-    if (incoming->fd >= 0)
-        close(incoming->fd);
-    *incoming = (struct samkv_incoming){.fd = -1};
+    samkv_device_refuse(&incoming->fds);
+    *incoming = (struct samkv_incoming){.payload = NULL};
 }
 
 static void drop_queue(struct samkv_wire *wire)
@@ -78,7 +77,7 @@ enum samkv_status samkv_wire_flush(struct samkv_wire *wire, struct samkv_error *
 {
     while (wire->head) {
         struct samkv_wire_item *item = wire->head;
-        ssize_t n = samkv_socket_send(wire->socket, item->data + item->sent, item->bytes - item->sent, -1);
+        ssize_t n = samkv_socket_send(wire->socket, item->data + item->sent, item->bytes - item->sent, NULL);
         if (n == -EAGAIN)
             return SAMKV_OK;
         if (n == -EPIPE || n == -ECONNRESET) {
@@ -111,15 +110,15 @@ static enum samkv_status fill(struct samkv_wire *wire, uint8_t *bytes, size_t co
                               struct samkv_error *err)
 {
     while (*got < count) {
-        int fd;
-        ssize_t n = samkv_socket_receive(wire->socket, bytes + *got, count - *got, &fd);
-        /* Never more than one frame is asked for, so a descriptor that comes is this frame's. */
-        if (fd >= 0 && wire->incoming.fd >= 0) {
-            close(fd);
-            return samkv_fail(err, SAMKV_PROTOCOL, "the daemon sent two descriptors with one frame");
+        struct samkv_fds fds;
+        ssize_t n = samkv_socket_receive(wire->socket, bytes + *got, count - *got, &fds);
+        /* Never more than one frame is asked for, so descriptors that come are this frame's. */
+        if (fds.count && wire->incoming.fds.count) {
+            samkv_fds_close(&fds);
+            return samkv_fail(err, SAMKV_PROTOCOL, "the daemon sent descriptors twice with one frame");
         }
-        if (fd >= 0)
-            wire->incoming.fd = fd;
+        if (fds.count)
+            wire->incoming.fds = fds;
         if (n == -EAGAIN)
             return SAMKV_BUSY;
         if (n == 0 || n == -ECONNRESET)
@@ -159,10 +158,10 @@ enum samkv_status samkv_wire_receive(struct samkv_wire *wire, struct samkv_incom
     status = fill(wire, wire->incoming.payload, wire->incoming.frame.payload_bytes, &wire->payload_got, err);
     if (status)
         return status;
-    if ((wire->incoming.fd >= 0) && !(wire->incoming.frame.flags & SAMKV_FLAG_FD))
+    if (wire->incoming.fds.count && !(wire->incoming.frame.flags & SAMKV_FLAG_FD))
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon sent a descriptor that no frame announced");
     *out = wire->incoming;
-    wire->incoming = (struct samkv_incoming){.fd = -1};
+    wire->incoming = (struct samkv_incoming){.payload = NULL};
     wire->header_got = 0;
     return SAMKV_OK;
 }

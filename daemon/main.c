@@ -25,7 +25,9 @@ static enum samkv_status open_models(const struct samkv_settings *s, struct samk
                                                  .spec_count = s->models.count,
                                                  .device = s->device,
                                                  .dtype = s->dtype,
-                                                 .threads = (int)s->threads};
+                                                 .threads = (int)s->threads,
+                                                 .device_cache_bytes = (uint64_t)s->device_cache_bytes,
+                                                 .device_reply_bytes = (uint64_t)s->device_reply_bytes};
     if (s->models.count == 0)
         samkv_log(SAMKV_LOG_WARNING, "no model: only what needs none is served; name one with --model NAME=PATH");
     return samkv_models_open(&options, out, err);

@@ -37,23 +37,35 @@ enum samkv_status samkv_frame_decode(const uint8_t in[SAMKV_FRAME_HEADER_BYTES],
     return out->flags & ~SAMKV_FLAGS_KNOWN ? SAMKV_PROTOCOL : SAMKV_OK;
 }
 
-ssize_t samkv_socket_send(int socket, const void *bytes, size_t count, int fd)
+void samkv_fds_close(struct samkv_fds *fds)
+{
+    for (int i = 0; i < fds->count; i++)
+        close(fds->fd[i]);
+    *fds = (struct samkv_fds){.count = 0};
+}
+
+/* Room for the descriptors of one frame; alignment may leave some for more. */
+union control {
+    struct cmsghdr align;
+    char bytes[CMSG_SPACE(SAMKV_MAX_FDS * sizeof(int))];
+};
+#define CONTROL_ROOM ((sizeof(union control) - CMSG_LEN(0)) / sizeof(int))
+
+ssize_t samkv_socket_send(int socket, const void *bytes, size_t count, const struct samkv_fds *fds)
 {
     struct iovec piece = {.iov_base = (void *)bytes, .iov_len = count};
     struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-    if (fd >= 0) {
+    union control control;
+    if (fds && fds->count) {
+        size_t fd_bytes = (size_t)fds->count * sizeof(int);
         memset(&control, 0, sizeof control);
         message.msg_control = control.bytes;
-        message.msg_controllen = sizeof control.bytes;
+        message.msg_controllen = CMSG_SPACE(fd_bytes);
         struct cmsghdr *c = CMSG_FIRSTHDR(&message);
         c->cmsg_level = SOL_SOCKET;
         c->cmsg_type = SCM_RIGHTS;
-        c->cmsg_len = CMSG_LEN(sizeof fd);
-        memcpy(CMSG_DATA(c), &fd, sizeof fd);
+        c->cmsg_len = CMSG_LEN(fd_bytes);
+        memcpy(CMSG_DATA(c), fds->fd, fd_bytes);
     }
     ssize_t n;
     do
@@ -62,34 +74,33 @@ ssize_t samkv_socket_send(int socket, const void *bytes, size_t count, int fd)
     return n < 0 ? -errno : n;
 }
 
-/* Keeps the first descriptor, closes the others: alignment leaves room for more than the one that was asked for. */
-static void take_fds(struct msghdr *message, int *fd)
+/* Keeps what fits, closes the others. Returns how many came. */
+static size_t take_fds(struct msghdr *message, struct samkv_fds *fds)
 {
+    size_t came = 0;
     for (struct cmsghdr *c = CMSG_FIRSTHDR(message); c; c = CMSG_NXTHDR(message, c)) {
         if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS)
             continue;
         size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-        for (size_t i = 0; i < count; i++) {
+        for (size_t i = 0; i < count; i++, came++) {
             int got;
             memcpy(&got, CMSG_DATA(c) + i * sizeof got, sizeof got);
-            if (*fd < 0)
-                *fd = got;
+            if (fds->count < SAMKV_MAX_FDS)
+                fds->fd[fds->count++] = got;
             else
                 close(got);
         }
     }
+    return came;
 }
 
-ssize_t samkv_socket_receive(int socket, void *bytes, size_t count, int *fd)
+ssize_t samkv_socket_receive(int socket, void *bytes, size_t count, struct samkv_fds *fds)
 {
     struct iovec piece = {.iov_base = bytes, .iov_len = count};
-    union {
-        struct cmsghdr align;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
+    union control control;
     struct msghdr message = {.msg_iov = &piece, .msg_iovlen = 1};
-    if (fd) {
-        *fd = -1;
+    if (fds) {
+        *fds = (struct samkv_fds){.count = 0};
         message.msg_control = control.bytes;
         message.msg_controllen = sizeof control.bytes;
     }
@@ -100,11 +111,15 @@ ssize_t samkv_socket_receive(int socket, void *bytes, size_t count, int *fd)
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return -errno;
-    if (fd) {
-        take_fds(&message, fd);
-        /* A descriptor was sent, but this process has no number left for it. */
-        if (*fd < 0 && message.msg_flags & MSG_CTRUNC)
-            return -EMFILE;
+    if (!fds)
+        return n;
+    size_t came = take_fds(&message, fds);
+    bool truncated = message.msg_flags & MSG_CTRUNC;
+    fds->surplus = came > SAMKV_MAX_FDS || (truncated && came >= CONTROL_ROOM);
+    /* Cut short although there was room: this process has no number left. Some of them are of no use. */
+    if (truncated && came < CONTROL_ROOM) {
+        samkv_fds_close(fds);
+        return -EMFILE;
     }
     return n;
 }

@@ -2,8 +2,8 @@
 /*
  * Frames: what carries a message over the socket. 16 bytes of header, little-endian, then the payload:
  *   u32 payload_bytes | u16 type | u16 flags | u64 request_id
- * A file descriptor, when the FD flag is set, travels as SCM_RIGHTS with the frame's first byte.
- * Pure functions over bytes, and two calls that move bytes and one fd over a socket. Normative text: PROTOCOL.md.
+ * File descriptors, when the FD flag is set, travel as SCM_RIGHTS with the frame's first byte.
+ * Pure functions over bytes, and two calls that move bytes and descriptors over a socket. Normative text: PROTOCOL.md.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -16,6 +16,7 @@
 #define SAMKV_PROTOCOL_VERSION   1
 #define SAMKV_MAX_FRAME_BYTES    (64u << 20)
 #define SAMKV_MAX_IN_FLIGHT      64
+#define SAMKV_MAX_FDS            3 /* of one frame */
 #define SAMKV_MAGIC              "samkv"
 
 /* Types: a reply has its request's type. Values are pinned. */
@@ -34,7 +35,7 @@ enum {
     SAMKV_FLAG_REPLY = 1,
     SAMKV_FLAG_ERROR = 2, /* payload is an Error */
     SAMKV_FLAG_MORE = 4,  /* further replies to this request follow */
-    SAMKV_FLAG_FD = 8,    /* one fd comes with this frame */
+    SAMKV_FLAG_FD = 8,    /* descriptors come with this frame */
     SAMKV_FLAGS_KNOWN = 15,
 };
 
@@ -50,9 +51,21 @@ void samkv_frame_encode(const struct samkv_frame *, uint8_t out[SAMKV_FRAME_HEAD
 enum samkv_status samkv_frame_decode(const uint8_t in[SAMKV_FRAME_HEADER_BYTES],
                                      struct samkv_frame *out) SAMKV_MUST_USE;
 
+/* Descriptors that travel together, in this order. Zeroed: none. */
+struct samkv_fds {
+    int fd[SAMKV_MAX_FDS];
+    int count;
+    bool surplus; /* more came than there is room for, and were closed */
+};
+
+/* Closes them all; none is left. */
+void samkv_fds_close(struct samkv_fds *);
+
 /*
- * One sendmsg/recvmsg, EINTR retried, MSG_NOSIGNAL and MSG_CMSG_CLOEXEC set. fd -1: none. Bytes moved, 0 at end of
- * stream (receive), or -errno (-EAGAIN when it would block). A second fd in one receive is closed, never leaked.
+ * One sendmsg/recvmsg, EINTR retried, MSG_NOSIGNAL and MSG_CMSG_CLOEXEC set. Bytes moved, 0 at end of stream (receive),
+ * or -errno (-EAGAIN when it would block). fds NULL: none are sent; what comes is dropped. Received ones are the
+ * caller's; those beyond the third are closed, never leaked. -EMFILE: this process has no numbers left for what came,
+ * and got none of it.
  */
-ssize_t samkv_socket_send(int socket, const void *bytes, size_t count, int fd);
-ssize_t samkv_socket_receive(int socket, void *bytes, size_t count, int *fd);
+ssize_t samkv_socket_send(int socket, const void *bytes, size_t count, const struct samkv_fds *fds);
+ssize_t samkv_socket_receive(int socket, void *bytes, size_t count, struct samkv_fds *fds);

@@ -89,10 +89,19 @@ static void on_request(void *arg, struct samkv_session *session, const struct sa
     samkv_session_fail(session, frame, charge, &err, now_ms(c));
 }
 
+static void on_lease(void *arg, struct samkv_lease_watch *watch)
+{
+    struct samkv_server *server = arg;
+    samkv_lease_watch_start(&server->leases, watch);
+}
+
 void samkv_connection_host_init(struct samkv_server *server)
 {
-    server->host = (struct samkv_session_host){
-        .on_request = on_request, .metrics = &server->service->metrics, .budget = &server->budget};
+    server->host = (struct samkv_session_host){.on_request = on_request,
+                                               .arg = server,
+                                               .metrics = &server->service->metrics,
+                                               .budget = &server->budget,
+                                               .on_lease = on_lease};
 }
 
 void samkv_connection_deliver(struct samkv_outgoing *frame)

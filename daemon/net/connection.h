@@ -6,6 +6,7 @@
 #include <uv.h>
 
 #include "daemon/base/pool.h"
+#include "daemon/net/lease_watch.h"
 #include "daemon/net/outbox.h"
 #include "daemon/net/request.h"
 #include "daemon/net/server.h"
@@ -36,6 +37,7 @@ struct samkv_server {
     struct samkv_pool *pool;
     struct samkv_session_host host;
     struct samkv_budget budget;
+    struct samkv_lease_watches leases;
     struct samkv_connection *connections;
     bool accept_paused;
     uint64_t stopping_since_ms; /* 0: not stopping */

@@ -157,7 +157,7 @@ static enum samkv_status list_documents(struct samkv_request *r, const Samkv__Li
     struct samkv_collection c;
     enum samkv_status st = samkv_snapshot_collection(snapshot, collection, &c, err);
     if (st == SAMKV_NOT_FOUND && !*m->collection) /* nothing was ingested yet: an empty list, not an error */
-        return samkv_request_reply(r, &message.base, -1, reply, err);
+        return samkv_request_reply(r, &message.base, NULL, reply, err);
     if (st == SAMKV_NOT_FOUND)
         return no_collection(collection, err);
     if (st != SAMKV_OK)
@@ -173,7 +173,7 @@ static enum samkv_status list_documents(struct samkv_request *r, const Samkv__Li
         message.documents = list.pointers;
         message.n_documents = list.count;
         message.more = list.more;
-        st = samkv_request_reply(r, &message.base, -1, reply, err);
+        st = samkv_request_reply(r, &message.base, NULL, reply, err);
     }
     document_list_deinit(&list);
     return st;
@@ -240,7 +240,7 @@ static enum samkv_status list_collections(struct samkv_request *r, const Samkv__
         message.collections = list.pointers;
         message.n_collections = list.count;
         message.more = list.more;
-        st = samkv_request_reply(r, &message.base, -1, reply, err);
+        st = samkv_request_reply(r, &message.base, NULL, reply, err);
     }
     free(list.pointers);
     free(list.rows);
@@ -308,7 +308,7 @@ static enum samkv_status show(struct samkv_request *r, struct samkv_snapshot *sn
     if (st == SAMKV_OK) {
         message.text.data = (uint8_t *)text;
         message.text.len = bytes;
-        st = samkv_request_reply(r, &message.base, -1, reply, err);
+        st = samkv_request_reply(r, &message.base, NULL, reply, err);
     }
     free(text);
     return st;
@@ -364,7 +364,7 @@ enum samkv_status samkv_handle_remove(struct samkv_request *r, const ProtobufCMe
         }
     }
     if (st == SAMKV_OK)
-        st = samkv_request_reply(r, &answer.base, -1, reply, err);
+        st = samkv_request_reply(r, &answer.base, NULL, reply, err);
     free(answer.missing);
     return st;
 }

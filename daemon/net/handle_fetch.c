@@ -1,9 +1,10 @@
+#include <assert.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "daemon/fetch/ask.h"
 #include "daemon/fetch/fetch.h"
 #include "daemon/net/handlers.h"
+#include "daemon/net/lease_watch.h"
 
 #define DEFAULT_RATIO 0.15
 
@@ -37,6 +38,7 @@ static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, 
     out->no_recompute = m->no_recompute;
     out->compact = m->positions == SAMKV__POSITIONS__COMPACT;
     out->with_query = m->with_query;
+    out->placement = m->placement == SAMKV__PLACEMENT__DEVICE ? SAMKV_PLACE_DEVICE : SAMKV_PLACE_HOST;
     out->cancelled = &r->cancelled;
 }
 
@@ -75,6 +77,7 @@ static void fill_timing(const struct samkv_request *r, const struct samkv_fetch_
 struct fetch_reply {
     Samkv__FetchReply message;
     Samkv__Timing timing;
+    Samkv__DeviceMemory device;
     Samkv__Kept *kept;
     Samkv__Kept **kept_pointers;
 };
@@ -106,6 +109,17 @@ static void fill_figures(const struct samkv_fetch_result *result, Samkv__FetchRe
     m->backend = (char *)result->backend;
 }
 
+static void fill_device(const struct samkv_fetch_result *result, Samkv__DeviceMemory *m)
+{
+    samkv__device_memory__init(m);
+    m->kind = result->device_is_cuda ? SAMKV__MEMORY_KIND__CUDA : SAMKV__MEMORY_KIND__SHARED;
+    m->bytes = result->device_bytes;
+    if (result->device_is_cuda) {
+        m->uuid.data = (uint8_t *)result->device_uuid;
+        m->uuid.len = sizeof result->device_uuid;
+    }
+}
+
 /* Deinit in every case; the result must outlive the reply. */
 static enum samkv_status fetch_reply_init(struct fetch_reply *reply, const struct samkv_request *r,
                                           const struct samkv_fetch_result *result)
@@ -115,6 +129,10 @@ static enum samkv_status fetch_reply_init(struct fetch_reply *reply, const struc
     fill_figures(result, &reply->message);
     fill_timing(r, &result->timing_ms, &reply->timing);
     reply->message.timing_ms = &reply->timing;
+    if (result->lease) {
+        fill_device(result, &reply->device);
+        reply->message.device = &reply->device;
+    }
     if (!result->keep || !result->keep_count)
         return SAMKV_OK;
     reply->kept = calloc((size_t)result->documents + 1, sizeof *reply->kept);
@@ -140,25 +158,64 @@ static void count(struct samkv_metrics *metrics, const struct samkv_fetch_result
     samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_TOKENS, result->total_tokens);
 }
 
+/* What goes with the reply, out of the result. The watch gets the lease; it is there when a lease is. */
+static enum samkv_status take_descriptors(struct samkv_fetch_result *result, struct samkv_lease_watch *watch,
+                                          struct samkv_fds *out, struct samkv_error *err)
+{
+    *out = (struct samkv_fds){.fd = {result->memfd}, .count = 1};
+    if (result->lease) {
+        assert(watch);
+        enum samkv_status st = samkv_lease_watch_bind(watch, result->lease, &out->fd[2], err);
+        if (st != SAMKV_OK)
+            return st;
+        out->fd[1] = result->device_fd;
+        out->count = 3;
+        result->lease = NULL;
+        result->device_fd = -1;
+    }
+    result->memfd = -1;
+    return SAMKV_OK;
+}
+
+/* Takes the watch over when it succeeds. */
+static enum samkv_status reply_to_fetch(struct samkv_request *r, struct samkv_fetch_result *result,
+                                        struct samkv_lease_watch *watch, struct samkv_outgoing **reply,
+                                        struct samkv_error *err)
+{
+    struct fetch_reply packed;
+    struct samkv_fds fds;
+    enum samkv_status st = fetch_reply_init(&packed, r, result);
+    if (st == SAMKV_OK)
+        st = take_descriptors(result, watch, &fds, err);
+    if (st == SAMKV_OK)
+        st = samkv_request_reply(r, &packed.message.base, &fds, reply, err);
+    if (st == SAMKV_OK && packed.message.device)
+        (*reply)->lease = watch;
+    else if (st == SAMKV_OK)
+        samkv_lease_watch_free(watch);
+    fetch_reply_deinit(&packed);
+    return st;
+}
+
 enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMessage *message,
                                      struct samkv_outgoing **reply, struct samkv_error *err)
 {
     struct samkv_fetch_request request;
-    struct samkv_fetch_result result = {.memfd = -1};
+    struct samkv_fetch_result result = {.memfd = -1, .device_fd = -1};
+    struct samkv_lease_watch *watch = NULL;
+    enum samkv_status st = SAMKV_OK;
     fill_request(r, (const Samkv__FetchRequest *)message, &request);
-    enum samkv_status st = samkv_fetch(r->service->models, r->service->store, &request, &result, err);
-    if (st != SAMKV_OK)
-        return st;
-    count(&r->service->metrics, &result);
-    struct fetch_reply packed;
-    st = fetch_reply_init(&packed, r, &result);
+    if (request.placement == SAMKV_PLACE_DEVICE)
+        st = samkv_lease_watch_new(&r->service->leases, &watch, err);
+    if (st == SAMKV_OK)
+        st = samkv_fetch(r->service->models, r->service->store, &request, &result, err);
     if (st == SAMKV_OK) {
-        int fd = result.memfd;
-        result.memfd = -1; /* the frame's now, also when it fails */
-        st = samkv_request_reply(r, &packed.message.base, fd, reply, err);
+        count(&r->service->metrics, &result);
+        st = reply_to_fetch(r, &result, watch, reply, err);
+        samkv_fetch_result_deinit(&result);
     }
-    fetch_reply_deinit(&packed);
-    samkv_fetch_result_deinit(&result);
+    if (st != SAMKV_OK)
+        samkv_lease_watch_free(watch);
     return st;
 }
 
@@ -191,13 +248,13 @@ static enum samkv_status reply_to_ask(struct samkv_request *r, const Samkv__AskR
     message.total_ms = result->total_ms + r->waited_ms;
     samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_ASK_TOKENS, result->answer_tokens);
     if (m->method != SAMKV__METHOD__SAMKV)
-        return samkv_request_reply(r, &message.base, -1, reply, err);
+        return samkv_request_reply(r, &message.base, NULL, reply, err);
     struct fetch_reply packed;
     count(&r->service->metrics, &result->fetch);
     enum samkv_status st = fetch_reply_init(&packed, r, &result->fetch);
     message.fetch = &packed.message;
     if (st == SAMKV_OK)
-        st = samkv_request_reply(r, &message.base, -1, reply, err);
+        st = samkv_request_reply(r, &message.base, NULL, reply, err);
     fetch_reply_deinit(&packed);
     return st;
 }
@@ -215,8 +272,9 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
                                         .method = methods[m->method],
                                         .max_tokens = m->max_tokens};
     fill_request(r, m->fetch, &request.fetch);
+    request.fetch.placement = SAMKV_PLACE_HOST; /* its cache goes nowhere */
     struct ask_stream stream = {.request = r};
-    struct samkv_ask_result result = {.fetch.memfd = -1};
+    struct samkv_ask_result result = {.fetch = {.memfd = -1, .device_fd = -1}};
     enum samkv_status st = samkv_ask(r->service->models, r->service->store, &request, on_text, &stream, &result, err);
     if (st != SAMKV_OK && stream.status == SAMKV_OK)
         return st;

@@ -56,7 +56,7 @@ static enum samkv_status reply_with(struct samkv_request *r, const struct samkv_
         }
         message.n_documents = result->count;
         message.prefill_ms = result->prefill_ms;
-        st = samkv_request_reply(r, &message.base, -1, reply, err);
+        st = samkv_request_reply(r, &message.base, NULL, reply, err);
     }
     free(message.documents);
     free(rows);

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include "daemon/net/handlers.h"
+#include "daemon/samkv/lease.h"
 
 /* Resident set, 0 where /proc is not there. */
 static uint64_t resident_bytes(void)
@@ -48,33 +49,45 @@ static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply
     m->bytes_stored = stats->bytes_stored;
 }
 
-#define GAUGES 4
+#define GAUGES        4
+#define DEVICE_GAUGES 4
+#define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + DEVICE_GAUGES)
+
+static void put_counter(Samkv__Counter *counters, size_t *n, const char *name, double value)
+{
+    samkv__counter__init(&counters[*n]);
+    counters[*n].name = (char *)name;
+    counters[*n].value = value;
+    ++*n;
+}
+
+/* Only where replies can lie in device memory. */
+static void put_leases(struct samkv_leases *leases, Samkv__Counter *counters, size_t *n)
+{
+    struct samkv_leases_stats stats;
+    samkv_leases_stats(leases, &stats);
+    put_counter(counters, n, "device_replies_held", (double)stats.held);
+    put_counter(counters, n, "device_replies_bytes", (double)stats.held_bytes);
+    put_counter(counters, n, "device_replies_kept_bytes", (double)stats.kept_bytes);
+    put_counter(counters, n, "device_replies_limit_bytes", (double)stats.limit_bytes);
+}
 
 /* Counters of the table, then what is true just now. */
 static size_t fill_counters(const struct samkv_service *service, const struct samkv_store_stats *stats,
                             Samkv__Counter *counters)
 {
     size_t n = 0;
-    for (int i = 0; i < SAMKV_METRIC_COUNT; i++, n++) {
-        samkv__counter__init(&counters[n]);
-        counters[n].name = (char *)samkv_metric_name(i);
-        counters[n].value = (double)samkv_metrics_get(&service->metrics, i);
-    }
     int waiting = 0;
+    for (int i = 0; i < SAMKV_METRIC_COUNT; i++)
+        put_counter(counters, &n, samkv_metric_name(i), (double)samkv_metrics_get(&service->metrics, i));
     for (size_t i = 0; i < service->models->count; i++)
         waiting += samkv_lane_waiting(service->models->engines[i].lane);
-    const struct {
-        const char *name;
-        double value;
-    } gauges[GAUGES] = {{"requests_running", atomic_load(&service->requests)},
-                        {"lane_waiting", waiting},
-                        {"store_readers", (double)stats->readers},
-                        {"store_commits", (double)stats->commits}};
-    for (int i = 0; i < GAUGES; i++, n++) {
-        samkv__counter__init(&counters[n]);
-        counters[n].name = (char *)gauges[i].name;
-        counters[n].value = gauges[i].value;
-    }
+    put_counter(counters, &n, "requests_running", atomic_load(&service->requests));
+    put_counter(counters, &n, "lane_waiting", waiting);
+    put_counter(counters, &n, "store_readers", (double)stats->readers);
+    put_counter(counters, &n, "store_commits", (double)stats->commits);
+    if (service->models->leases)
+        put_leases(service->models->leases, counters, &n);
     return n;
 }
 
@@ -90,7 +103,7 @@ enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMe
     Samkv__StatusReply m = SAMKV__STATUS_REPLY__INIT;
     struct model_row models[SAMKV_MAX_MODELS];
     Samkv__ModelStatus *model_pointers[SAMKV_MAX_MODELS];
-    Samkv__Counter counters[SAMKV_METRIC_COUNT + GAUGES], *counter_pointers[SAMKV_METRIC_COUNT + GAUGES];
+    Samkv__Counter counters[COUNTERS], *counter_pointers[COUNTERS];
     fill_store(&stats, &m);
     for (size_t i = 0; i < service->models->count; i++) {
         fill_model(&service->models->engines[i], &models[i]);
@@ -107,5 +120,5 @@ enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMe
     m.uptime_s = (uint64_t)((samkv_now_ms() - service->started_ms) / 1e3);
     m.connections = atomic_load(&service->connections);
     m.resident_bytes = resident_bytes();
-    return samkv_request_reply(r, &m.base, -1, reply, err);
+    return samkv_request_reply(r, &m.base, NULL, reply, err);
 }

@@ -232,7 +232,7 @@ enum samkv_status samkv_handle_verify(struct samkv_request *r, const ProtobufCMe
     if (st == SAMKV_OK)
         st = check_all(&job, m->repair, err);
     if (st == SAMKV_OK)
-        st = samkv_request_reply(r, &job.reply.base, -1, reply, err);
+        st = samkv_request_reply(r, &job.reply.base, NULL, reply, err);
     for (size_t i = 0; i < job.reply.n_damaged_ids; i++)
         free(damaged_ids[i]);
     samkv_buffer_deinit(&job.items);

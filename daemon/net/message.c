@@ -3,7 +3,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define UNPACK_FACTOR      4
 #define UNPACK_SPARE_BYTES (1u << 20)
@@ -123,20 +122,20 @@ void samkv_message_free(struct samkv_unpacked *u)
 }
 
 enum samkv_status samkv_message_frame(const struct samkv_frame *request, uint16_t flags,
-                                      const ProtobufCMessage *message, int fd, struct samkv_outgoing **out,
-                                      struct samkv_error *err)
+                                      const ProtobufCMessage *message, struct samkv_fds *fds,
+                                      struct samkv_outgoing **out, struct samkv_error *err)
 {
     size_t bytes = protobuf_c_message_get_packed_size(message);
     if (bytes > SAMKV_MAX_FRAME_BYTES) {
-        if (fd >= 0)
-            close(fd);
+        if (fds)
+            samkv_fds_close(fds);
         return samkv_fail(err, SAMKV_TOO_LARGE, "the reply would be %zu bytes; ask for less", bytes);
     }
     struct samkv_frame frame = {.payload_bytes = (uint32_t)bytes,
                                 .type = request->type,
-                                .flags = (uint16_t)(flags | (fd >= 0 ? SAMKV_FLAG_FD : 0)),
+                                .flags = (uint16_t)(flags | (fds && fds->count ? SAMKV_FLAG_FD : 0)),
                                 .request_id = request->request_id};
-    if (samkv_outgoing_new(&frame, fd, out) != SAMKV_OK)
+    if (samkv_outgoing_new(&frame, fds, out) != SAMKV_OK)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory for a reply of %zu bytes", bytes);
     protobuf_c_message_pack(message, (*out)->bytes + SAMKV_FRAME_HEADER_BYTES);
     return SAMKV_OK;

@@ -24,8 +24,8 @@ enum samkv_status samkv_message_unpack(const ProtobufCMessageDescriptor *, const
                                        struct samkv_unpacked *out, struct samkv_error *) SAMKV_MUST_USE;
 void samkv_message_free(struct samkv_unpacked *);
 
-/* The frame that carries a message in answer to `request`; fd (or -1) is taken over in every case. TOO_LARGE beyond
- * SAMKV_MAX_FRAME_BYTES. */
+/* The frame that carries a message in answer to `request`; fds (NULL: none) are taken over in every case. TOO_LARGE
+ * beyond SAMKV_MAX_FRAME_BYTES. */
 enum samkv_status samkv_message_frame(const struct samkv_frame *request, uint16_t flags,
-                                      const ProtobufCMessage *message, int fd, struct samkv_outgoing **out,
-                                      struct samkv_error *) SAMKV_MUST_USE;
+                                      const ProtobufCMessage *message, struct samkv_fds *fds,
+                                      struct samkv_outgoing **out, struct samkv_error *) SAMKV_MUST_USE;

@@ -4,16 +4,23 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-enum samkv_status samkv_outgoing_new(const struct samkv_frame *frame, int fd, struct samkv_outgoing **out)
+#include "daemon/net/lease_watch.h"
+
+enum samkv_status samkv_outgoing_new(const struct samkv_frame *frame, struct samkv_fds *fds,
+                                     struct samkv_outgoing **out)
 {
     size_t count = SAMKV_FRAME_HEADER_BYTES + (size_t)frame->payload_bytes;
     struct samkv_outgoing *o = malloc(sizeof *o + count);
     if (!o) {
-        if (fd >= 0)
-            close(fd);
+        if (fds)
+            samkv_fds_close(fds);
         return SAMKV_NO_MEMORY;
     }
-    *o = (struct samkv_outgoing){.fd = fd, .count = count};
+    *o = (struct samkv_outgoing){.count = count};
+    if (fds) {
+        o->fds = *fds;
+        fds->count = 0;
+    }
     samkv_frame_encode(frame, o->bytes);
     *out = o;
     return SAMKV_OK;
@@ -23,14 +30,14 @@ void samkv_outgoing_free(struct samkv_outgoing *o)
 {
     if (!o)
         return;
-    if (o->fd >= 0)
-        close(o->fd);
+    samkv_fds_close(&o->fds);
+    samkv_lease_watch_free(o->lease);
     free(o);
 }
 
-void samkv_output_init(struct samkv_output *out)
+void samkv_output_init(struct samkv_output *out, void (*on_lease)(void *arg, struct samkv_lease_watch *), void *arg)
 {
-    *out = (struct samkv_output){0};
+    *out = (struct samkv_output){.on_lease = on_lease, .arg = arg};
     out->last = &out->first;
 }
 
@@ -63,15 +70,15 @@ enum samkv_status samkv_output_flush(struct samkv_output *out, int socket)
 {
     while (out->first) {
         struct samkv_outgoing *o = out->first;
-        ssize_t n = samkv_socket_send(socket, o->bytes + o->sent, o->count - o->sent, o->fd);
+        ssize_t n = samkv_socket_send(socket, o->bytes + o->sent, o->count - o->sent, &o->fds);
         if (n == -EAGAIN || n == -EWOULDBLOCK)
             return SAMKV_BUSY;
         if (n <= 0)
             return SAMKV_CLOSED;
-        if (o->fd >= 0) { /* went with the first byte */
-            close(o->fd);
-            o->fd = -1;
-        }
+        samkv_fds_close(&o->fds); /* they went with the first byte */
+        if (o->lease)
+            out->on_lease(out->arg, o->lease);
+        o->lease = NULL;
         o->sent += (size_t)n;
         out->bytes -= (size_t)n;
         out->bytes_sent += (uint64_t)n;

@@ -18,10 +18,10 @@ void samkv_request_cancel(struct samkv_request *r)
     __atomic_store_n(&r->cancelled, true, __ATOMIC_RELAXED);
 }
 
-enum samkv_status samkv_request_reply(struct samkv_request *r, const ProtobufCMessage *message, int fd,
+enum samkv_status samkv_request_reply(struct samkv_request *r, const ProtobufCMessage *message, struct samkv_fds *fds,
                                       struct samkv_outgoing **reply, struct samkv_error *err)
 {
-    return samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY, message, fd, reply, err);
+    return samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY, message, fds, reply, err);
 }
 
 enum samkv_status samkv_request_more(struct samkv_request *r, const ProtobufCMessage *message, struct samkv_error *err)
@@ -31,7 +31,8 @@ enum samkv_status samkv_request_more(struct samkv_request *r, const ProtobufCMes
     if (atomic_load_explicit(&r->backlog_bytes, memory_order_relaxed) > BACKLOG_LIMIT_BYTES)
         return samkv_fail(err, SAMKV_BUSY, "the client does not read its answer; stopped");
     struct samkv_outgoing *frame;
-    enum samkv_status st = samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE, message, -1, &frame, err);
+    enum samkv_status st =
+        samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE, message, NULL, &frame, err);
     if (st != SAMKV_OK)
         return st;
     frame->request = r;

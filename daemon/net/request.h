@@ -51,8 +51,8 @@ struct samkv_request {
 /* For the pool; arg is the request. Posts exactly one last frame to the outbox, and touches nothing after it. */
 void samkv_request_run(void *arg, bool cancelled);
 
-/* The last frame; fd (or -1) is taken over. */
-enum samkv_status samkv_request_reply(struct samkv_request *, const ProtobufCMessage *, int fd,
+/* The last frame; fds (NULL: none) are taken over in every case. */
+enum samkv_status samkv_request_reply(struct samkv_request *, const ProtobufCMessage *, struct samkv_fds *fds,
                                       struct samkv_outgoing **reply, struct samkv_error *) SAMKV_MUST_USE;
 
 /* Sends a frame that others will follow. BUSY when the client does not read what it was sent, CANCELLED when it is

@@ -104,7 +104,7 @@ static void turn_away(int fd, struct samkv_server *server)
     struct samkv_outgoing *frame;
     samkv_fail(&err, SAMKV_BUSY, "%d clients are connected already; try again", SAMKV_MAX_CONNECTIONS);
     if (samkv_error_frame(&nobody, &err, &frame) == SAMKV_OK) {
-        ssize_t ignored = samkv_socket_send(fd, frame->bytes, frame->count, -1);
+        ssize_t ignored = samkv_socket_send(fd, frame->bytes, frame->count, NULL);
         (void)ignored;
         samkv_outgoing_free(frame);
     }
@@ -232,6 +232,7 @@ enum samkv_status samkv_server_new(const struct samkv_server_options *options, s
     server->service = options->service;
     server->listener = listener;
     server->budget.limit = PAYLOADS_BYTES;
+    samkv_lease_watches_init(&server->leases, &server->loop);
     samkv_connection_host_init(server);
     signal(SIGPIPE, SIG_IGN);
     enum samkv_status st = start_handles(server);
@@ -261,8 +262,9 @@ void samkv_server_free(struct samkv_server *server)
     stop_listening(server);
     while (server->connections)
         samkv_connection_close(server->connections);
+    samkv_lease_watches_drop(&server->leases); /* before the models, and their pool, are closed */
     uv_walk(&server->loop, close_one, server);
-    while (server->open_handles > 0)
+    while (server->open_handles > 0 || server->leases.closing > 0)
         uv_run(&server->loop, UV_RUN_ONCE);
     if (server->outbox_open)
         samkv_outbox_deinit(&server->outbox);

@@ -17,7 +17,7 @@ void samkv_session_init(struct samkv_session *s, int fd, const struct samkv_sess
     s->fd = fd;
     s->state = SAMKV_SESSION_HELLO;
     samkv_input_init(&s->input, host->budget);
-    samkv_output_init(&s->output);
+    samkv_output_init(&s->output, host->on_lease, host->arg);
     s->in_flight = 0;
     s->in_flight_bytes = 0;
     s->since_ms = s->received_ms = s->sent_ms = now_ms;
@@ -77,7 +77,7 @@ enum samkv_status samkv_error_frame(const struct samkv_frame *request, const str
     Samkv__Error message = SAMKV__ERROR__INIT;
     message.status = err->status;
     message.message = (char *)err->text;
-    return samkv_message_frame(request, SAMKV_FLAG_REPLY | SAMKV_FLAG_ERROR, &message.base, -1, out, NULL);
+    return samkv_message_frame(request, SAMKV_FLAG_REPLY | SAMKV_FLAG_ERROR, &message.base, NULL, out, NULL);
 }
 
 void samkv_session_fail(struct samkv_session *s, const struct samkv_frame *request, size_t charge,
@@ -127,7 +127,7 @@ static void reply(struct samkv_session *s, const struct samkv_frame *request, co
                   uint64_t now_ms)
 {
     struct samkv_outgoing *frame;
-    if (samkv_message_frame(request, SAMKV_FLAG_REPLY, message, -1, &frame, NULL) != SAMKV_OK)
+    if (samkv_message_frame(request, SAMKV_FLAG_REPLY, message, NULL, &frame, NULL) != SAMKV_OK)
         change_state(s, SAMKV_SESSION_CLOSED, now_ms);
     else
         send_frame(s, frame, now_ms);

@@ -35,6 +35,7 @@ enum samkv_session_state {
 enum { SAMKV_SESSION_READ = 1, SAMKV_SESSION_WRITE = 2 };
 
 struct samkv_session;
+struct samkv_lease_watch;
 
 /* What a session needs of its owner. */
 struct samkv_session_host {
@@ -45,6 +46,8 @@ struct samkv_session_host {
     void *arg;
     struct samkv_metrics *metrics;
     struct samkv_budget *budget;
+    /* The client has a lease now: takes its watch over. */
+    void (*on_lease)(void *arg, struct samkv_lease_watch *);
 };
 
 struct samkv_session {

@@ -121,6 +121,8 @@ static enum samkv_status check_selection(const Samkv__FetchRequest *m, struct sa
         return samkv_fail(err, SAMKV_INVALID, "theta %g is out of range; give 0 to 1", m->theta);
     if ((uint32_t)m->positions > SAMKV__POSITIONS__COMPACT)
         return samkv_fail(err, SAMKV_INVALID, "positions %d is not known; give original or compact", (int)m->positions);
+    if ((uint32_t)m->placement > SAMKV__PLACEMENT__DEVICE)
+        return samkv_fail(err, SAMKV_INVALID, "placement %d is not known; give host or device", (int)m->placement);
     TRY(check_layers(m, err));
     if (m->init_tokens_given_case == SAMKV__FETCH_REQUEST__INIT_TOKENS_GIVEN_INIT_TOKENS)
         TRY(check_range(m->init_tokens, 0, SAMKV_MAX_ANCHOR_TOKENS, "init tokens", err));

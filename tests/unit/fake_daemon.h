@@ -73,18 +73,26 @@ static inline uint64_t fake_await(struct fake_daemon *d)
     return request.frame.request_id;
 }
 
-static inline void fake_send_bytes(struct fake_daemon *d, const void *bytes, size_t count, int fd)
+static inline void fake_send_bytes_with(struct fake_daemon *d, const void *bytes, size_t count,
+                                        const struct samkv_fds *fds)
 {
     for (size_t at = 0; at < count;) {
-        ssize_t n = samkv_socket_send(d->socket, (const char *)bytes + at, count - at, at ? -1 : fd);
+        ssize_t n = samkv_socket_send(d->socket, (const char *)bytes + at, count - at, at ? NULL : fds);
         if (n <= 0)
             return;
         at += (size_t)n;
     }
 }
 
-static inline void fake_send(struct fake_daemon *d, uint16_t type, uint16_t flags, uint64_t id,
-                             const ProtobufCMessage *message, int fd)
+/* fd -1: none. */
+static inline void fake_send_bytes(struct fake_daemon *d, const void *bytes, size_t count, int fd)
+{
+    const struct samkv_fds fds = {.fd = {fd}, .count = fd >= 0};
+    fake_send_bytes_with(d, bytes, count, &fds);
+}
+
+static inline void fake_send_with(struct fake_daemon *d, uint16_t type, uint16_t flags, uint64_t id,
+                                  const ProtobufCMessage *message, const struct samkv_fds *fds)
 {
     size_t bytes = message ? protobuf_c_message_get_packed_size(message) : 0;
     uint8_t *frame = malloc(SAMKV_FRAME_HEADER_BYTES + bytes);
@@ -92,8 +100,16 @@ static inline void fake_send(struct fake_daemon *d, uint16_t type, uint16_t flag
         &(struct samkv_frame){.payload_bytes = (uint32_t)bytes, .type = type, .flags = flags, .request_id = id}, frame);
     if (message)
         protobuf_c_message_pack(message, frame + SAMKV_FRAME_HEADER_BYTES);
-    fake_send_bytes(d, frame, SAMKV_FRAME_HEADER_BYTES + bytes, fd);
+    fake_send_bytes_with(d, frame, SAMKV_FRAME_HEADER_BYTES + bytes, fds);
     free(frame);
+}
+
+/* fd -1: none. */
+static inline void fake_send(struct fake_daemon *d, uint16_t type, uint16_t flags, uint64_t id,
+                             const ProtobufCMessage *message, int fd)
+{
+    const struct samkv_fds fds = {.fd = {fd}, .count = fd >= 0};
+    fake_send_with(d, type, flags, id, message, &fds);
 }
 
 static inline void fake_reply(struct fake_daemon *d, uint16_t type, uint64_t id, const ProtobufCMessage *message)

@@ -142,7 +142,8 @@ SHARED void answer(struct fixture *f, size_t which, int fd, uint64_t now_ms)
 {
     struct samkv_outgoing *frame;
     const Samkv__IngestReply message = SAMKV__INGEST_REPLY__INIT;
-    ck_assert_int_eq(samkv_message_frame(&f->seen[which].frame, SAMKV_FLAG_REPLY, &message.base, fd, &frame, NULL),
+    struct samkv_fds fds = {.fd = {fd}, .count = fd >= 0};
+    ck_assert_int_eq(samkv_message_frame(&f->seen[which].frame, SAMKV_FLAG_REPLY, &message.base, &fds, &frame, NULL),
                      SAMKV_OK);
     frame->last = true;
     frame->charge = f->seen[which].charge;

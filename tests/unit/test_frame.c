@@ -90,69 +90,83 @@ START_TEST(decode_refuses_each_unknown_flag)
 }
 END_TEST
 
-START_TEST(bytes_and_descriptor_arrive)
+START_TEST(bytes_and_descriptors_arrive)
 {
-    int pair[2], fd = -1, before, zero = open("/dev/zero", O_RDONLY);
+    int pair[2], before, zero = open("/dev/zero", O_RDONLY), null = open("/dev/null", O_RDONLY);
+    const struct samkv_fds all = {.fd = {zero, null, zero}};
     char bytes[16];
     struct stat sent, got;
     make_pair(pair);
-    before = open_descriptors();
-    ck_assert_int_eq(samkv_socket_send(pair[0], "frame", 5, zero), 5);
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd), 5);
-    ck_assert_mem_eq(bytes, "frame", 5);
-    ck_assert_int_ge(fd, 0);
-    ck_assert_int_eq(fstat(zero, &sent), 0);
-    ck_assert_int_eq(fstat(fd, &got), 0);
-    ck_assert_uint_eq(sent.st_rdev, got.st_rdev);
-    ck_assert_int_eq(fcntl(fd, F_GETFD), FD_CLOEXEC);
-    close(fd);
-    ck_assert_int_eq(open_descriptors(), before);
+    for (int count = 0; count <= SAMKV_MAX_FDS; count++) {
+        struct samkv_fds fds = all, in;
+        fds.count = count;
+        before = open_descriptors();
+        ck_assert_int_eq(samkv_socket_send(pair[0], "frame", 5, &fds), 5);
+        ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &in), 5);
+        ck_assert_mem_eq(bytes, "frame", 5);
+        ck_assert_int_eq(in.count, count);
+        ck_assert(!in.surplus);
+        for (int i = 0; i < count; i++) { /* in their order */
+            ck_assert_int_eq(fstat(all.fd[i], &sent), 0);
+            ck_assert_int_eq(fstat(in.fd[i], &got), 0);
+            ck_assert_uint_eq(sent.st_rdev, got.st_rdev);
+            ck_assert_int_eq(fcntl(in.fd[i], F_GETFD), FD_CLOEXEC);
+        }
+        samkv_fds_close(&in);
+        ck_assert_int_eq(in.count, 0);
+        ck_assert_int_eq(open_descriptors(), before);
+    }
 }
 END_TEST
 
-START_TEST(no_descriptor_is_minus_one)
+START_TEST(no_descriptor_is_none)
 {
-    int pair[2], fd = 77;
+    int pair[2];
+    struct samkv_fds fds = {.count = 2, .surplus = true};
     char bytes[4];
     make_pair(pair);
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd), -EAGAIN);
-    ck_assert_int_eq(fd, -1);
-    ck_assert_int_eq(samkv_socket_send(pair[0], "abc", 3, -1), 3);
-    fd = 77;
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd), 3);
-    ck_assert_int_eq(fd, -1);
+    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fds), -EAGAIN);
+    ck_assert_int_eq(fds.count, 0);
+    ck_assert(!fds.surplus);
+    ck_assert_int_eq(samkv_socket_send(pair[0], "abc", 3, NULL), 3);
+    fds.count = 2;
+    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fds), 3);
+    ck_assert_int_eq(fds.count, 0);
 }
 END_TEST
 
-/* A descriptor belongs to the first byte it was sent with: reads never cross into the next sender's bytes. */
-START_TEST(descriptor_comes_with_its_own_bytes)
+/* Descriptors belong to the first byte they were sent with: reads never cross into the next sender's bytes. */
+START_TEST(descriptors_come_with_their_own_bytes)
 {
-    int pair[2], fd;
+    int pair[2];
+    struct samkv_fds fds;
     char bytes[16];
     make_pair(pair);
-    ck_assert_int_eq(samkv_socket_send(pair[0], "one", 3, -1), 3);
-    send_descriptors(pair[0], "two", 3, 1);
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, 3, &fd), 3);
-    ck_assert_int_eq(fd, -1);
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, 1, &fd), 1);
-    ck_assert_int_ge(fd, 0);
-    close(fd);
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd), 2);
-    ck_assert_int_eq(fd, -1);
+    ck_assert_int_eq(samkv_socket_send(pair[0], "one", 3, NULL), 3);
+    send_descriptors(pair[0], "two", 3, 3);
+    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, 3, &fds), 3);
+    ck_assert_int_eq(fds.count, 0);
+    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, 1, &fds), 1);
+    ck_assert_int_eq(fds.count, 3);
+    samkv_fds_close(&fds);
+    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fds), 2);
+    ck_assert_int_eq(fds.count, 0);
 }
 END_TEST
 
 START_TEST(surplus_descriptors_are_closed)
 {
     for (int count = 1; count <= 8; count++) {
-        int pair[2], fd;
+        int pair[2];
+        struct samkv_fds fds;
         char bytes[4];
         make_pair(pair);
         int before = open_descriptors();
         send_descriptors(pair[0], "x", 1, count);
-        ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd), 1);
-        ck_assert_int_ge(fd, 0);
-        close(fd);
+        ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fds), 1);
+        ck_assert_int_eq(fds.count, count < SAMKV_MAX_FDS ? count : SAMKV_MAX_FDS);
+        ck_assert_int_eq(fds.surplus, count > SAMKV_MAX_FDS);
+        samkv_fds_close(&fds);
         ck_assert_int_eq(open_descriptors(), before);
         close(pair[0]);
         close(pair[1]);
@@ -172,34 +186,44 @@ START_TEST(unwanted_descriptors_are_dropped)
 }
 END_TEST
 
-START_TEST(no_number_left_for_a_descriptor)
+/* Numbers for some of three descriptors, or for none. */
+START_TEST(no_number_left_for_descriptors)
 {
-    int pair[2], fd;
+    int pair[2];
+    struct samkv_fds fds;
     char bytes[4];
-    struct rlimit limit, none = {0};
+    struct rlimit limit, few;
     make_pair(pair);
-    send_descriptors(pair[0], "x", 1, 1);
-    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
-    none.rlim_max = limit.rlim_max;
-    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &none), 0);
-    ssize_t n = samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd);
-    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &limit), 0); /* tools of the test run need descriptors at the end */
-    ck_assert_int_eq(n, -EMFILE);
-    ck_assert_int_eq(fd, -1);
+    for (int left = 0; left < SAMKV_MAX_FDS; left++) {
+        int before = open_descriptors();
+        send_descriptors(pair[0], "x", 1, SAMKV_MAX_FDS);
+        int next = dup(pair[0]); /* numbers are given from below: those beneath this one are taken */
+        close(next);
+        ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &limit), 0);
+        few = limit;
+        few.rlim_cur = (rlim_t)(next + left);
+        ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &few), 0);
+        ssize_t n = samkv_socket_receive(pair[1], bytes, sizeof bytes, &fds);
+        ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &limit), 0); /* tools of the test run need descriptors at the end */
+        ck_assert_int_eq(n, -EMFILE);
+        ck_assert_int_eq(fds.count, 0);
+        ck_assert_int_eq(open_descriptors(), before);
+    }
 }
 END_TEST
 
 /* The peer being gone is a result, not a SIGPIPE. */
 START_TEST(peer_that_left)
 {
-    int pair[2], fd;
+    int pair[2];
+    struct samkv_fds fds;
     char bytes[4];
     make_pair(pair);
-    ck_assert_int_eq(samkv_socket_send(pair[0], "bye", 3, -1), 3);
+    ck_assert_int_eq(samkv_socket_send(pair[0], "bye", 3, NULL), 3);
     close(pair[0]);
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd), 3);
-    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fd), 0);
-    ck_assert_int_eq(samkv_socket_send(pair[1], "x", 1, -1), -EPIPE);
+    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fds), 3);
+    ck_assert_int_eq(samkv_socket_receive(pair[1], bytes, sizeof bytes, &fds), 0);
+    ck_assert_int_eq(samkv_socket_send(pair[1], "x", 1, NULL), -EPIPE);
 }
 END_TEST
 
@@ -210,7 +234,7 @@ START_TEST(full_socket_would_block)
     ssize_t n;
     make_pair(pair);
     do
-        n = samkv_socket_send(pair[0], bytes, sizeof bytes, -1);
+        n = samkv_socket_send(pair[0], bytes, sizeof bytes, NULL);
     while (n > 0);
     ck_assert_int_eq(n, -EAGAIN);
 }
@@ -223,12 +247,12 @@ int main(void)
     tcase_add_test(bytes, encode_is_little_endian);
     tcase_add_test(bytes, decode_reverses_encode);
     tcase_add_test(bytes, decode_refuses_each_unknown_flag);
-    tcase_add_test(sockets, bytes_and_descriptor_arrive);
-    tcase_add_test(sockets, no_descriptor_is_minus_one);
-    tcase_add_test(sockets, descriptor_comes_with_its_own_bytes);
+    tcase_add_test(sockets, bytes_and_descriptors_arrive);
+    tcase_add_test(sockets, no_descriptor_is_none);
+    tcase_add_test(sockets, descriptors_come_with_their_own_bytes);
     tcase_add_test(sockets, surplus_descriptors_are_closed);
     tcase_add_test(sockets, unwanted_descriptors_are_dropped);
-    tcase_add_test(sockets, no_number_left_for_a_descriptor);
+    tcase_add_test(sockets, no_number_left_for_descriptors);
     tcase_add_test(sockets, peer_that_left);
     tcase_add_test(sockets, full_socket_would_block);
     suite_add_tcase(suite, bytes);

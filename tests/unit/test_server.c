@@ -91,7 +91,7 @@ static void send_message(int fd, uint16_t type, uint64_t id, const ProtobufCMess
 {
     const struct samkv_frame request = {.type = type, .request_id = id};
     struct samkv_outgoing *frame;
-    ck_assert_int_eq(samkv_message_frame(&request, 0, message, -1, &frame, NULL), SAMKV_OK);
+    ck_assert_int_eq(samkv_message_frame(&request, 0, message, NULL, &frame, NULL), SAMKV_OK);
     ck_assert_int_eq(send(fd, frame->bytes, frame->count, MSG_NOSIGNAL), (ssize_t)frame->count);
     samkv_outgoing_free(frame);
 }

@@ -366,18 +366,20 @@ START_TEST(an_fd_goes_with_its_frame_and_not_twice)
     open_session(&f);
     greet(&f);
     client_sends_frame(&f, SAMKV_TYPE_FETCH, 3, "q", 1);
-    int memory = memfd_create("test", MFD_CLOEXEC), fd = -1;
+    int memory = memfd_create("test", MFD_CLOEXEC);
+    struct samkv_fds fds;
     ck_assert_int_eq(write(memory, "kept", 4), 4);
     answer(&f, 0, memory, 0);
     uint8_t header[SAMKV_FRAME_HEADER_BYTES];
     char text[5] = "";
     struct samkv_frame frame;
-    ck_assert_int_eq(samkv_socket_receive(f.client, header, sizeof header, &fd), (ssize_t)sizeof header);
+    ck_assert_int_eq(samkv_socket_receive(f.client, header, sizeof header, &fds), (ssize_t)sizeof header);
+    ck_assert_int_eq(fds.count, 1);
     ck_assert_int_eq(samkv_frame_decode(header, &frame), SAMKV_OK);
     ck_assert_uint_eq(frame.flags, SAMKV_FLAG_REPLY | SAMKV_FLAG_FD);
-    ck_assert_int_eq(pread(fd, text, 4, 0), 4);
+    ck_assert_int_eq(pread(fds.fd[0], text, 4, 0), 4);
     ck_assert_str_eq(text, "kept");
-    close(fd);
+    samkv_fds_close(&fds);
     /* One that is never sent is closed with its session. */
     client_sends_frame(&f, SAMKV_TYPE_FETCH, 4, "q", 1);
     samkv_session_close(f.session, 0);
@@ -392,12 +394,13 @@ START_TEST(an_fd_goes_with_the_first_part_of_a_long_frame)
     struct fixture f;
     struct samkv_outgoing *frame;
     uint8_t *sink = malloc(2u << 20);
-    int before = open_fds(), fds = 0;
+    int before = open_fds(), came = 0;
     open_session(&f);
     greet(&f);
     client_sends_frame(&f, SAMKV_TYPE_FETCH, 3, "q", 1);
     const struct samkv_frame header = {2u << 20, SAMKV_TYPE_FETCH, SAMKV_FLAG_REPLY | SAMKV_FLAG_FD, 3};
-    ck_assert_int_eq(samkv_outgoing_new(&header, memfd_create("test", MFD_CLOEXEC), &frame), SAMKV_OK);
+    struct samkv_fds fds = {.fd = {memfd_create("test", MFD_CLOEXEC)}, .count = 1};
+    ck_assert_int_eq(samkv_outgoing_new(&header, &fds, &frame), SAMKV_OK);
     memset(frame->bytes + SAMKV_FRAME_HEADER_BYTES, 7, 2u << 20);
     frame->last = true;
     frame->charge = f.seen[0].charge;
@@ -405,16 +408,14 @@ START_TEST(an_fd_goes_with_the_first_part_of_a_long_frame)
     ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_WRITE); /* it did not fit at once */
     ck_assert_uint_eq(f.session->in_flight, 1);
     for (size_t received = 0; received < (2u << 20) + SAMKV_FRAME_HEADER_BYTES;) {
-        int fd = -1;
-        ssize_t n = samkv_socket_receive(f.client, sink, 2u << 20, &fd);
-        fds += fd >= 0;
-        if (fd >= 0)
-            close(fd);
+        ssize_t n = samkv_socket_receive(f.client, sink, 2u << 20, &fds);
+        came += fds.count;
+        samkv_fds_close(&fds);
         received += n > 0 ? (size_t)n : 0;
         samkv_session_on_writable(f.session, 0);
         ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
     }
-    ck_assert_int_eq(fds, 1);
+    ck_assert_int_eq(came, 1);
     ck_assert_uint_eq(f.session->in_flight, 0);
     close_session(&f);
     ck_assert_int_eq(open_fds(), before);
@@ -431,9 +432,10 @@ START_TEST(fds_of_clients_are_dropped)
     open_session(&f);
     greet(&f);
     int before = open_fds();
+    const struct samkv_fds fds = {.fd = {STDERR_FILENO, STDERR_FILENO}, .count = 2};
     for (int i = 0; i < 20; i++) {
         size_t count = make_frame(bytes, SAMKV_TYPE_PING, 0, 1, NULL, 0);
-        ck_assert_int_eq(samkv_socket_send(f.client, bytes, count, STDERR_FILENO), (ssize_t)count);
+        ck_assert_int_eq(samkv_socket_send(f.client, bytes, count, &fds), (ssize_t)count);
         samkv_session_on_readable(f.session, 0);
         ck_assert(client_reads(&f, &frame, payload));
     }
