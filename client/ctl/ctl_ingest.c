@@ -73,6 +73,7 @@ struct ingest {
     struct ctl_progress progress;
     double start_s;
     uint64_t ordinal, ingested, skipped, failed, ignored, answered, tokens, bytes_raw, bytes_stored, source_bytes;
+    double prefill_ms; /* of the device */
     json_t *ids; /* with --json: [ordinal, [ids]] pairs, in the order of the answers */
 };
 
@@ -204,6 +205,7 @@ static void send_document(struct ingest *in, struct flight *flight)
 static void on_ingested(struct ingest *in, const struct flight *flight, const struct samkv_ingest_answer *answer)
 {
     json_t *ids = in->ids ? json_array() : NULL;
+    in->prefill_ms += answer->prefill_ms;
     for (size_t i = 0; i < answer->count; i++) {
         const struct samkv_ingested_document *d = &answer->documents[i];
         if (ids)
@@ -383,6 +385,7 @@ static int print_json(struct ingest *in, double seconds)
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         json_object_set_new(o, numbers[i].name, json_integer((json_int_t)numbers[i].value));
     json_object_set_new(o, "seconds", ctl_json_real(seconds));
+    json_object_set_new(o, "prefill_ms", ctl_json_real(in->prefill_ms));
     json_object_set_new(o, "interrupted", json_boolean(interrupted));
     return ctl_json_print(o);
 }

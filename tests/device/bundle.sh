@@ -1,7 +1,14 @@
 #!/bin/bash
-# bundle.sh FOLDER MODULE PROGRAM: copies the module, and the libraries of PROGRAM that a bare machine lacks, into FOLDER.
+# bundle.sh FOLDER MODULE PROGRAM...: copies the module, the programs and the libraries that they need besides libc's into
+# FOLDER, for a machine on which nothing can be installed. There, LD_LIBRARY_PATH=FOLDER.
 set -euo pipefail
-cp -f "$2" "$1/"
-ldd "$3" | awk '$3 ~ /(dnnl|OpenCL|gomp|protobuf-c)/ {print $3}' | while read -r library; do
-    [ "$library" -ef "$1/${library##*/}" ] || cp -fL "$library" "$1/"
+folder=$1
+cp -fu "$2" "$folder/"
+shift 2
+for program in "$@"; do
+    [ "$program" -ef "$folder/${program##*/}" ] || cp -fu "$program" "$folder/"
+    ldd "$program" | awk '$3 ~ /^\// {print $3}' | grep -vE "/(libc|libm|libdl|libpthread|librt|libgcc_s|libstdc\+\+|ld-linux[^/]*)[.]so" |
+        while read -r library; do
+            [ "$library" -ef "$folder/${library##*/}" ] || cp -fLu "$library" "$folder/"
+        done
 done

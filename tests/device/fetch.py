@@ -126,14 +126,29 @@ def hugging_face(layers, documents):
 
 # ------------------------------------------------------------------ the daemon
 
+def cublas_folder():
+    """Where the toolkit's or PyTorch's cuBLASLt is."""
+    for folder in ("/usr/local/cuda/lib64", "/usr/local/cuda/targets/x86_64-linux/lib"):
+        if os.path.exists(folder + "/libcublasLt.so.13"):
+            return folder
+    import nvidia.cu13
+    return os.path.join(list(nvidia.cu13.__path__)[0], "lib")
+
+
+def environment(o):
+    libraries = [str(o.bin), cublas_folder(), os.environ.get("LD_LIBRARY_PATH", "")]
+    return dict(os.environ, LD_LIBRARY_PATH=":".join(libraries))
+
+
 class Daemon:
     def __init__(self, o, *arguments):
-        self.o, self.socket = o, o.folder / "samkv-bench.sock"
+        self.o, self.socket, self.environment = o, o.folder / "samkv-bench.sock", environment(o)
         command = [str(o.bin / "samkvd"), "--store", str(o.store), "--socket", str(self.socket), "--model",
                    "m=%s" % o.model, "--device", "cuda", "--dtype", "bf16", *arguments]
         self.log = open(o.folder / "samkv-bench.log", "ab")
         start = time.perf_counter()
-        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log)
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
+                                        env=self.environment)
         while self.ctl("ping", check=False).returncode:
             if self.process.poll() is not None or time.perf_counter() - start > START_S:
                 raise SystemExit("samkvd did not start:\n" + (o.folder / "samkv-bench.log").read_text()[-3000:])
@@ -142,14 +157,14 @@ class Daemon:
 
     def ctl(self, *arguments, check=True, **more):
         return subprocess.run([str(self.o.bin / "samkvctl"), "--socket", str(self.socket), *arguments], check=check,
-                              capture_output=True, text=True, **more)
+                              capture_output=True, text=True, env=self.environment, **more)
 
     def bench(self, label, **options):
         arguments = [str(self.o.bin / "bench_hand_off"), "--socket", str(self.socket), "--vocab", str(SHAPE["vocab"]),
                      "--label", label]
         for name, value in options.items():
             arguments += ["--" + name.replace("_", "-")] + ([] if value is True else [str(value)])
-        said = subprocess.run(arguments, capture_output=True, text=True)
+        said = subprocess.run(arguments, capture_output=True, text=True, env=self.environment)
         if said.returncode:
             note(step=label, error=said.stderr.strip()[-300:], **{k: str(v) for k, v in options.items()})
             return None
