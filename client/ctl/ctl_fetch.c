@@ -9,13 +9,18 @@ struct fetch_args {
     struct ctl_fetch_args shared;
     const char *query, *out;
     struct ctl_tokens query_tokens;
+    int placement;
     bool with_query;
 };
+
+static const char *const placements[] = {"host", "device", NULL}; /* by enum samkv_fetch_placement */
 
 static const struct ctl_option options[] = {
     {"query", "TEXT", CTL_TEXT, offsetof(struct fetch_args, query), "what is asked"},
     {"query-tokens", "1,2,..", CTL_TOKENS, offsetof(struct fetch_args, query_tokens), "the same, as token ids"},
     {"with-query", NULL, CTL_FLAG, offsetof(struct fetch_args, with_query), "the query's own rows and logits come too"},
+    {"placement", "WHERE", CTL_CHOICE, offsetof(struct fetch_args, placement),
+     "of K and V: host, or device (the daemon's GPU) [host]", .choices = placements},
     {"out", "FILE.safetensors", CTL_TEXT, offsetof(struct fetch_args, out), "write the cache there"},
     {"json", NULL, CTL_FLAG, offsetof(struct ctl_common, json), "print one JSON object"},
     {0},
@@ -115,6 +120,23 @@ static void print_timing(const struct samkv_figures *f)
     putchar('\n');
 }
 
+/* Of the file, and of what lies on a device beside it. */
+static uint64_t cache_bytes(const struct samkv_cache *cache)
+{
+    uint64_t layer = cache->rows * cache->row_stride_bytes;
+    return cache->memory_bytes + (cache->where == SAMKV_FETCH_DEVICE ? 2 * cache->layers * layer : 0);
+}
+
+static void print_place(const struct samkv_cache *cache)
+{
+    if (cache->where == SAMKV_FETCH_HOST)
+        puts("; in host memory");
+    else if (cache->device >= 0)
+        printf("; K and V in the memory of GPU %d\n", cache->device);
+    else
+        puts("; K and V in the daemon's device memory");
+}
+
 static void print_cache(const struct samkv_cache *cache, const struct ctl_texts *ids)
 {
     const struct samkv_figures *f = &cache->figures;
@@ -123,10 +145,10 @@ static void print_cache(const struct samkv_cache *cache, const struct ctl_texts 
     ctl_print_ratios(f, stdout);
     printf("\ncache of %u rows, %u layers, (%u, %u) %s: %s; goes on at position %u; stable layers", cache->rows,
            cache->layers, cache->kv_heads, cache->head_dim, samkv_dtype_name(cache->dtype),
-           ctl_bytes(&size, cache->memory_bytes), f->next_position);
+           ctl_bytes(&size, cache_bytes(cache)), f->next_position);
     for (size_t i = 0; i < f->stable_layer_count; i++)
         printf("%s%u", i ? "," : " ", f->stable_layers[i]);
-    putchar('\n');
+    print_place(cache);
     print_timing(f);
 }
 
@@ -140,6 +162,7 @@ static int print_json(const struct samkv_cache *cache, const struct fetch_args *
     json_object_set_new(o, "head_dim", json_integer(cache->head_dim));
     json_object_set_new(o, "dtype", ctl_json_text(samkv_dtype_name(cache->dtype)));
     json_object_set_new(o, "memory_bytes", json_integer((json_int_t)cache->memory_bytes));
+    json_object_set_new(o, "placement", ctl_json_text(placements[cache->where]));
     if (args->out)
         json_object_set_new(o, "out", ctl_json_text(args->out));
     return ctl_json_print(o);
@@ -165,6 +188,7 @@ static int run(struct ctl *ctl)
     request.query_tokens = args->query_tokens.given && !args->query_tokens.ids ? nothing : args->query_tokens.ids;
     request.query_token_count = args->query_tokens.count;
     request.with_query = args->with_query;
+    request.placement = (enum samkv_fetch_placement)args->placement;
     int code = ctl_connect(ctl);
     if (code)
         return code;

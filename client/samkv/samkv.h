@@ -39,7 +39,8 @@
  * needs neither client nor daemon any more.
  *
  * Threads. A client belongs to one thread at a time; different clients are independent. A cache is read-only: any
- * number of threads may read it, one frees it. No global state, no signals: SIGPIPE is never raised.
+ * number of threads may read it, one frees it. No signals: SIGPIPE is never raised. No global state but the CUDA
+ * driver, which the first cache in a GPU's memory loads (libcuda.so.1); the library is not linked against it.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -143,8 +144,10 @@ struct samkv_fetch_options {
     bool no_recompute;
     enum samkv_fetch_positions positions; /* ORIGINAL: joint positions, with gaps; COMPACT: 0, 1, 2, … */
     bool with_query;                      /* the query's rows and logits come along */
-    /* Where K and V are to be. DEVICE: on the daemon's GPU, mapped into this process without a copy; UNSUPPORTED when
-     * the daemon has none, or this process has no CUDA driver or cannot see that GPU. */
+    /* Where K and V are to be. DEVICE: in the memory of the daemon's GPU, mapped into this process without a copy;
+     * UNSUPPORTED when the daemon has none, or this process has no CUDA driver or cannot see that GPU; BUSY when caches
+     * that are held use up what the daemon set aside: free some. An older daemon answers with host memory: see
+     * samkv_cache.where. For samkv_ask_options it means nothing. */
     enum samkv_fetch_placement placement;
     uint64_t reserved[4];
 };
@@ -201,14 +204,27 @@ struct samkv_figures {
  * A fetched cache: sealed memory, mapped read-only. It stays valid until samkv_cache_free, also when the daemon is dead
  * or the client closed. All that the daemon says about it was checked against the real size of the memory. The members
  * are the library's: read them only. The memory is a valid safetensors file.
+ *
+ * With where == SAMKV_FETCH_DEVICE, K and V are not in that memory but on the GPU `device`, in memory that this process
+ * shares with the daemon until samkv_cache_free:
+ *   - samkv_cache_k and _v give device pointers. They are good in every context and stream of that GPU in this process
+ *     (its primary context, the runtime API's, is kept alive meanwhile), never on the host. On a daemon that only plays
+ *     a GPU, for tests, `device` is -1 and they are host pointers.
+ *   - The memory is mapped for reading and writing, so that an engine can change a cache in place. What it writes is
+ * its own business, between the tensors too, but only until samkv_cache_free: afterwards the memory is another reply's.
+ *   - samkv_cache_free unmaps it and tells the daemon, which then uses it again. All work on the GPU that touches it
+ *     must be done by then. When this process dies instead, the daemon gives the memory up; it returns to the GPU when
+ *     nobody maps it.
+ *   - When the daemon dies, the memory stays what it was until samkv_cache_free.
  */
 struct samkv_cache {
     uint32_t layers, rows, kv_heads, head_dim;
     enum samkv_dtype dtype;           /* of K and V: f32, f16 or bf16 */
     enum samkv_fetch_placement where; /* whether samkv_cache_k and _v give host or device pointers */
     int device;                       /* DEVICE: the GPU's ordinal in this process, as CUDA counts; else -1 */
-    size_t layer_stride_bytes, row_stride_bytes, head_stride_bytes; /* of K and of V alike */
-    const int32_t *tokens;                                          /* [rows] */
+    /* Of K and of V alike: from one layer to the next; kv_heads * head_dim elements; head_dim elements. */
+    size_t layer_stride_bytes, row_stride_bytes, head_stride_bytes;
+    const int32_t *tokens;   /* [rows] */
     const int32_t *doc;      /* [rows] number of the document in the request, -1 preamble, -2 query */
     const int32_t *index;    /* [rows] place in its document (preamble, query) */
     const int32_t *position; /* [rows] that K was rotated to; ascending, with gaps unless COMPACT */
@@ -220,19 +236,21 @@ struct samkv_cache {
     struct samkv_cache_memory *owner;
 };
 
-/* K of a layer after RoPE, and V: (rows, kv_heads, head_dim) contiguous in the cache's dtype, aligned to it. NULL: no
- * such layer. */
+/* K of a layer after RoPE, and V: (rows, kv_heads, head_dim) contiguous in the cache's dtype, aligned to it; a device
+ * pointer with where == SAMKV_FETCH_DEVICE. NULL: no such layer. */
 SAMKV_API const void *samkv_cache_k(const struct samkv_cache *, uint32_t layer);
 SAMKV_API const void *samkv_cache_v(const struct samkv_cache *, uint32_t layer);
 
-/* The sealed memory's descriptor, to map or to pass on; it stays the cache's. */
+/* The sealed memory's descriptor, to map or to pass on; it stays the cache's. Without K and V when those are on a
+ * device. */
 SAMKV_API int samkv_cache_fd(const struct samkv_cache *);
 
-/* Writes the cache to a safetensors file that appears whole or not at all (a device or pipe is written to directly). */
+/* Writes the cache to a safetensors file that appears whole or not at all (a device or pipe is written to directly). K
+ * and V on a GPU are copied from it: DEVICE or NO_MEMORY when that fails. */
 SAMKV_API enum samkv_status samkv_cache_save(const struct samkv_cache *, const char *path,
                                              struct samkv_error *err) SAMKV_MUST_USE;
 
-/* NULL is allowed. */
+/* Unmaps it. NULL is allowed. */
 SAMKV_API void samkv_cache_free(struct samkv_cache *);
 
 struct samkv_ingested_document {

@@ -154,7 +154,7 @@ class Hostile(unittest.TestCase):
                  {"f4": wire.tokens([])}, {"f4": wire.tokens([models.VOCABULARY])}, {"f4": wire.tokens([-1])},
                  {"f4": wire.tokens([1 << 31])}, {"f5": 0.0}, {"f5": 2.0}, {"f5": nan}, {"f5": -0.5}, {"f5": infinity},
                  {"f6": 9}, {"f7": [99]}, {"f7": [0xFFFFFFFF]}, {"f7": list(range(700))}, {"f8": 0xFFFFFFFF},
-                 {"f9": 0xFFFFFFFF}, {"f10": 7}, {"f10": 2, "f11": nan}, {"f10": 2, "f11": 1.5}, {"f13": 5},
+                 {"f9": 0xFFFFFFFF}, {"f10": 7}, {"f10": 2, "f11": nan}, {"f10": 2, "f11": 1.5}, {"f13": 5}, {"f15": 2},
                  {"f1": "no-such-collection"}, {"f3": "text and tokens"}]
         with self.connect() as c:
             for change in wrong:

@@ -61,6 +61,8 @@ START_TEST(defaults)
     ck_assert_int_eq(s.log_level, 2);
     ck_assert_int_ge(s.workers, 4);
     ck_assert_int_eq(s.store_max_bytes, 0);
+    ck_assert_int_eq(s.device_cache_bytes, 0);
+    ck_assert_int_eq(s.device_reply_bytes, 0);
     ck_assert_uint_eq(s.models.count, 0);
     samkv_settings_deinit(&s);
 }
@@ -72,7 +74,8 @@ START_TEST(arguments_of_every_kind)
     struct samkv_error err;
     ck_assert_int_eq(read_settings(&s,
                                    "--store=/d --socket /s --model a=/x --model=b=/y=z --device cuda:1 --dtype f16 "
-                                   "--threads 3 --workers=2 --store-max-bytes 10G --codec raw --log-level debug",
+                                   "--threads 3 --workers=2 --store-max-bytes 10G --codec raw --log-level debug "
+                                   "--device-cache-bytes 3G --device-reply-bytes=512M",
                                    no_environment, &err),
                      SAMKV_OK);
     ck_assert_str_eq(s.socket, "/s");
@@ -84,6 +87,8 @@ START_TEST(arguments_of_every_kind)
     ck_assert_int_eq(s.threads, 3);
     ck_assert_int_eq(s.workers, 2);
     ck_assert_int_eq(s.store_max_bytes, INT64_C(10) << 30);
+    ck_assert_int_eq(s.device_cache_bytes, INT64_C(3) << 30);
+    ck_assert_int_eq(s.device_reply_bytes, INT64_C(512) << 20);
     ck_assert_int_eq(s.codec, 0);
     ck_assert_int_eq(s.log_level, 3);
     samkv_settings_deinit(&s);
@@ -245,9 +250,21 @@ START_TEST(help_has_every_option_of_the_example)
     FILE *out = open_memstream(&text, &bytes);
     samkv_settings_help(out);
     fclose(out);
-    const char *const names[] = {"--config",    "--store ",  "--socket",  "--model",           "--device",
-                                 "--dtype",     "--threads", "--workers", "--store-max-bytes", "--codec",
-                                 "--log-level", "--help",    "--version"};
+    const char *const names[] = {"--config",
+                                 "--store ",
+                                 "--socket",
+                                 "--model",
+                                 "--device",
+                                 "--dtype",
+                                 "--threads",
+                                 "--workers",
+                                 "--store-max-bytes",
+                                 "--codec",
+                                 "--log-level",
+                                 "--help",
+                                 "--version",
+                                 "--device-cache-bytes",
+                                 "--device-reply-bytes"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++)
         ck_assert_msg(strstr(text, names[i]) != NULL, "%s", names[i]);
     free(text);

@@ -25,6 +25,7 @@ static const struct {
     {"fetch --docs a --query-tokens 1 --query q", "one of --query"},
     {"fetch --docs a", "one of --query"},
     {"fetch --query q", "--docs"},
+    {"fetch --docs a --query q --placement gpu", "host, device"},
     {"ask --docs a", "missing arguments"},
     {"ingest", "missing arguments"},
     {"ingest --preamble a --preamble-tokens 1 .", "one of --preamble"},

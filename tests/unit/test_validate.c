@@ -103,6 +103,11 @@ START_TEST(theta_and_enums)
     m = good_fetch();
     m.positions = (Samkv__Positions)7;
     expect_invalid(samkv_check_fetch(&m.base, &err), "positions 7");
+    m = good_fetch();
+    m.placement = (Samkv__Placement)2;
+    expect_invalid(samkv_check_fetch(&m.base, &err), "placement 2");
+    m.placement = SAMKV__PLACEMENT__DEVICE;
+    ck_assert_int_eq(samkv_check_fetch(&m.base, &err), SAMKV_OK);
 }
 END_TEST
 
