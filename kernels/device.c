@@ -103,6 +103,8 @@ enum samkv_status samkv_device_open(const char *spec, enum samkv_dtype dtype, st
     }
     if (!strcmp(spec, "cpu"))
         return samkv_cpu_device_new(0, out, err);
+    if (!strcmp(spec, "cpu:discrete"))
+        return samkv_cpu_discrete_new(0, out, err);
     if (parse_cuda(spec, &ordinal))
         return cuda_open(ordinal, dtype, out, err);
     return samkv_fail(err, SAMKV_INVALID, "no device is called \"%.40s\": give auto, cpu, cuda or cuda:N", spec);

@@ -107,6 +107,11 @@ bool samkv_cpu_stream_failed(const struct samkv_stream *);
 /* `bytes` of 64-byte aligned memory until the stream's next operation; NULL (and a sticky failure) without memory. */
 void *samkv_cpu_stream_scratch(struct samkv_stream *, size_t bytes);
 
+/* What devices of the CPU have in common: threads, instruction set, f32, `ops`. `kind` begins the name. */
+enum samkv_status samkv_cpu_device_init(struct samkv_cpu_device *, const struct samkv_ops *ops, const char *kind,
+                                        int threads, struct samkv_error *err) SAMKV_MUST_USE;
+extern const struct samkv_ops samkv_cpu_ops;
+
 /* The table's entries, one file a group. See kernels.h. */
 void samkv_cpu_embed(struct samkv_stream *, const void *table, const int32_t *ids, int n, int width, void *out);
 void samkv_cpu_rmsnorm(struct samkv_stream *, const void *x, size_t ldx, const void *gain, float eps, int n, int width,
@@ -121,6 +126,7 @@ void samkv_cpu_attention(struct samkv_stream *, const struct samkv_attention *);
 void samkv_cpu_swiglu(struct samkv_stream *, const void *gate_up, int n, int ffn, void *out);
 void samkv_cpu_kv_write(struct samkv_stream *, const struct samkv_kv_write *);
 void samkv_cpu_place(struct samkv_stream *, const struct samkv_place *);
+void samkv_cpu_place_runs(struct samkv_stream *, const struct samkv_place_runs *);
 void samkv_cpu_gather(struct samkv_stream *, const void *x, const int32_t *rows, int n, int width, void *out);
 void samkv_cpu_convert(struct samkv_stream *, const void *src, enum samkv_dtype src_dtype, void *dst,
                        enum samkv_dtype dst_dtype, size_t count);
@@ -129,3 +135,4 @@ void samkv_cpu_segment_mean(struct samkv_stream *, const void *x, size_t ldx, co
 void samkv_cpu_rope_f32(struct samkv_stream *, float *x, const float *table, int n, int heads, int head_dim);
 void samkv_cpu_block_scores(struct samkv_stream *, const float *kmean, const float *query, int blocks, int width,
                             float *out);
+void samkv_cpu_score(struct samkv_stream *, const struct samkv_score *);

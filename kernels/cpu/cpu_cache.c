@@ -97,6 +97,48 @@ void samkv_cpu_place(struct samkv_stream *stream, const struct samkv_place *p)
         place_row(simd, p, i);
 }
 
+/* One layer of one run: rows that lie together, as `place` has them. */
+static void place_run(const struct samkv_cpu_simd *simd, const struct samkv_place_runs *p, const struct samkv_run *run,
+                      int layer)
+{
+    size_t width = (size_t)p->kv_heads * (size_t)p->head_dim;
+    size_t bytes = (size_t)run->tokens * width * samkv_dtype_bytes(p->src_dtype);
+    const char *src = (const char *)run->src + 2 * (size_t)layer * bytes;
+    const struct samkv_place rows = {
+        .k_src = src,
+        .v_src = src + bytes,
+        .src_dtype = p->src_dtype,
+        .rope = p->rope + (size_t)run->first_row * (size_t)p->head_dim,
+        .k_cache = (char *)p->k_cache + (size_t)layer * p->layer_stride_bytes,
+        .v_cache = (char *)p->v_cache + (size_t)layer * p->layer_stride_bytes,
+        .first_row = run->first_row,
+        .n = run->tokens,
+        .kv_heads = p->kv_heads,
+        .head_dim = p->head_dim,
+    };
+    for (int i = 0; i < run->tokens; i++)
+        place_row(simd, &rows, i);
+}
+
+void samkv_cpu_place_runs(struct samkv_stream *stream, const struct samkv_place_runs *p)
+{
+    assert(p->count >= 0 && p->layers >= 0 && p->kv_heads > 0 && p->head_dim > 0 && p->head_dim % 2 == 0);
+    assert(p->src_dtype == SAMKV_F32 || p->src_dtype == SAMKV_F16 || p->src_dtype == SAMKV_BF16);
+    if (samkv_cpu_stream_failed(stream))
+        return;
+    const struct samkv_cpu_simd *simd = samkv_cpu_of(stream)->simd;
+    size_t items = (size_t)p->count * (size_t)p->layers;
+    int team = samkv_cpu_team(stream, 2 * items * (size_t)p->max_tokens * (size_t)p->kv_heads * (size_t)p->head_dim);
+#pragma omp parallel for num_threads(team) schedule(dynamic, 4)
+    for (size_t i = 0; i < items; i++) {
+        const struct samkv_run *run = &p->runs[i / (size_t)p->layers];
+        int layer = (int)(i % (size_t)p->layers);
+        assert(run->tokens <= p->max_tokens && run->first_row >= 0);
+        if (layer >= run->first_layer)
+            place_run(simd, p, run, layer);
+    }
+}
+
 void samkv_cpu_gather(struct samkv_stream *stream, const void *x, const int32_t *rows, int n, int width, void *out)
 {
     assert(n >= 0 && width > 0);

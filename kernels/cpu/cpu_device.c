@@ -1,11 +1,14 @@
-/* The CPU as a device: memory, streams, the operation table, and the choice of instruction set. */
+/* The CPU as a device: memory, streams, events, the operation table, and the choice of instruction set. */
 #include "kernels/cpu/cpu.h"
 
+#include <assert.h>
 #include <omp.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sysinfo.h>
 
 #define ALIGNMENT 64
 
@@ -99,7 +102,71 @@ static void device_free(struct samkv_device *device)
     free(device);
 }
 
-static const struct samkv_ops cpu_ops = {
+/* What the kernel says could be given out: free pages alone leave out the page cache, which is most of memory. */
+static void cpu_memory(struct samkv_device *device, uint64_t *free_bytes, uint64_t *total_bytes)
+{
+    struct sysinfo info;
+    unsigned long long kilobytes;
+    char line[128];
+    (void)device;
+    *free_bytes = *total_bytes = 0;
+    if (sysinfo(&info) == 0) {
+        *free_bytes = (uint64_t)info.freeram * info.mem_unit;
+        *total_bytes = (uint64_t)info.totalram * info.mem_unit;
+    }
+    FILE *f = fopen("/proc/meminfo", "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kilobytes) == 1)
+            *free_bytes = (uint64_t)kilobytes << 10;
+    if (f)
+        fclose(f);
+}
+
+/*
+ * Operations run at once, so an event has nothing to wait for: it only makes what one thread wrote before record()
+ * visible to another after await() or event_sync().
+ */
+struct cpu_event {
+    struct samkv_event base;
+    atomic_uint recordings;
+};
+
+static enum samkv_status event_new(struct samkv_device *device, struct samkv_event **out)
+{
+    struct cpu_event *event = calloc(1, sizeof *event);
+    *out = NULL;
+    if (!event)
+        return SAMKV_NO_MEMORY;
+    event->base.device = device;
+    *out = &event->base;
+    return SAMKV_OK;
+}
+
+static void event_free(struct samkv_event *event)
+{
+    free(event);
+}
+
+static void record(struct samkv_stream *stream, struct samkv_event *event)
+{
+    assert(stream->device == event->device);
+    atomic_fetch_add_explicit(&((struct cpu_event *)event)->recordings, 1, memory_order_release);
+}
+
+static void await(struct samkv_stream *stream, struct samkv_event *event)
+{
+    assert(stream->device == event->device);
+    (void)atomic_load_explicit(&((struct cpu_event *)event)->recordings, memory_order_acquire);
+}
+
+static enum samkv_status event_sync(struct samkv_event *event, struct samkv_error *err)
+{
+    (void)err;
+    (void)atomic_load_explicit(&((struct cpu_event *)event)->recordings, memory_order_acquire);
+    return SAMKV_OK;
+}
+
+const struct samkv_ops samkv_cpu_ops = {
     .alloc = cpu_alloc,
     .release = cpu_release,
     .host_alloc = cpu_alloc,
@@ -112,6 +179,12 @@ static const struct samkv_ops cpu_ops = {
     .zero = zero,
     .sync = sync_stream,
     .device_free = device_free,
+    .memory = cpu_memory,
+    .event_new = event_new,
+    .event_free = event_free,
+    .record = record,
+    .await = await,
+    .event_sync = event_sync,
     .embed = samkv_cpu_embed,
     .rmsnorm = samkv_cpu_rmsnorm,
     .head_norm = samkv_cpu_head_norm,
@@ -122,11 +195,13 @@ static const struct samkv_ops cpu_ops = {
     .swiglu = samkv_cpu_swiglu,
     .kv_write = samkv_cpu_kv_write,
     .place = samkv_cpu_place,
+    .place_runs = samkv_cpu_place_runs,
     .gather = samkv_cpu_gather,
     .convert = samkv_cpu_convert,
     .segment_mean = samkv_cpu_segment_mean,
     .rope_f32 = samkv_cpu_rope_f32,
     .block_scores = samkv_cpu_block_scores,
+    .score = samkv_cpu_score,
 };
 
 #if SAMKV_CPU_X86
@@ -188,21 +263,32 @@ static int usable_processors(void)
     return omp_get_num_procs(); /* more processors than the fixed set can say */
 }
 
+enum samkv_status samkv_cpu_device_init(struct samkv_cpu_device *device, const struct samkv_ops *ops, const char *kind,
+                                        int threads, struct samkv_error *err)
+{
+    if (threads < 0 || threads > 4096)
+        return samkv_fail(err, SAMKV_INVALID, "%d threads: give 0 (all processors) to 4096", threads);
+    device->threads = threads ? threads : usable_processors();
+    device->simd = choose_simd();
+    device->base.ops = ops;
+    device->base.dtype = SAMKV_F32;
+    snprintf(device->base.name, sizeof device->base.name, "cpu (%s%s, %d thread%s)", kind, device->simd->name,
+             device->threads, device->threads == 1 ? "" : "s");
+    return SAMKV_OK;
+}
+
 enum samkv_status samkv_cpu_device_new(int threads, struct samkv_device **out, struct samkv_error *err)
 {
     *out = NULL;
-    if (threads < 0 || threads > 4096)
-        return samkv_fail(err, SAMKV_INVALID, "%d threads: give 0 (all processors) to 4096", threads);
     struct samkv_cpu_device *device = calloc(1, sizeof *device);
     if (!device)
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a device");
-    device->threads = threads ? threads : usable_processors();
-    device->simd = choose_simd();
-    device->base.ops = &cpu_ops;
-    device->base.dtype = SAMKV_F32;
+    enum samkv_status status = samkv_cpu_device_init(device, &samkv_cpu_ops, "", threads, err);
+    if (status) {
+        free(device);
+        return status;
+    }
     device->base.unified = true;
-    snprintf(device->base.name, sizeof device->base.name, "cpu (%s, %d thread%s)", device->simd->name, device->threads,
-             device->threads == 1 ? "" : "s");
     *out = &device->base;
     return SAMKV_OK;
 }

@@ -195,6 +195,86 @@ START_TEST(test_place)
 }
 END_TEST
 
+/* Runs of several lengths that touch each other or leave gaps, out of order; one of them leaves layers alone. */
+#define RUNS     5
+#define RUN_ROWS 220
+static const struct samkv_run run_shapes[RUNS] = {{.tokens = 64, .first_row = 70},
+                                                  {.tokens = 1, .first_row = 0, .first_layer = 2},
+                                                  {.tokens = 17, .first_row = 134, .first_layer = 1},
+                                                  {.tokens = 0, .first_row = 5},
+                                                  {.tokens = 31, .first_row = 180, .first_layer = 9}};
+
+static size_t round_up(size_t x)
+{
+    return (x + 15) / 16 * 16;
+}
+
+/* place_runs gives what `place` gives layer by layer, byte for byte, and writes nothing else. */
+static void check_place_runs(enum samkv_dtype type, size_t layers, size_t kv_heads, size_t dim)
+{
+    size_t width = kv_heads * dim, element = samkv_dtype_bytes(type), layer = RUN_ROWS * width + 5;
+    float *k[2], *v[2], *table = numbers(RUN_ROWS * dim, 3);
+    struct samkv_run runs[RUNS];
+    for (int i = 0; i < 2; i++)
+        k[i] = poison(layers * layer), v[i] = poison(layers * layer);
+    for (size_t r = 0; r < RUNS; r++) {
+        size_t count = layers * 2 * (size_t)run_shapes[r].tokens * width;
+        float *values = poison(count);
+        void *stored = stored_numbers(type, count, 10 + r, values);
+        runs[r] = run_shapes[r];
+        runs[r].src = aligned_alloc(16, round_up(count * element + 1));
+        memcpy((void *)(uintptr_t)runs[r].src, stored, count * element);
+        free(values), free(stored);
+        for (size_t l = (size_t)runs[r].first_layer; l < layers; l++) {
+            size_t rows = (size_t)runs[r].tokens * width * element;
+            struct samkv_place p = {.k_src = (const char *)runs[r].src + 2 * l * rows,
+                                    .v_src = (const char *)runs[r].src + (2 * l + 1) * rows,
+                                    .src_dtype = type,
+                                    .rope = table + (size_t)runs[r].first_row * dim,
+                                    .k_cache = k[0] + l * layer,
+                                    .v_cache = v[0] + l * layer,
+                                    .first_row = runs[r].first_row,
+                                    .n = runs[r].tokens,
+                                    .kv_heads = (int)kv_heads,
+                                    .head_dim = (int)dim};
+            device->ops->place(stream, &p);
+        }
+    }
+    struct samkv_place_runs p = {.runs = runs,
+                                 .count = RUNS,
+                                 .max_tokens = 64,
+                                 .src_dtype = type,
+                                 .rope = table,
+                                 .k_cache = k[1],
+                                 .v_cache = v[1],
+                                 .layer_stride_bytes = layer * sizeof(float),
+                                 .layers = (int)layers,
+                                 .kv_heads = (int)kv_heads,
+                                 .head_dim = (int)dim};
+    device->ops->place_runs(stream, &p);
+    check_same_bytes(k[0], k[1], layers * layer);
+    check_same_bytes(v[0], v[1], layers * layer);
+    ck_assert(!isnan(k[1][70 * width]) && isnan(k[1][0]) && isnan(k[1][180 * width]));
+    for (size_t r = 0; r < RUNS; r++)
+        free((void *)(uintptr_t)runs[r].src);
+    free(k[0]), free(k[1]), free(v[0]), free(v[1]), free(table);
+}
+
+START_TEST(test_place_runs)
+{
+    static const enum samkv_dtype types[] = {SAMKV_F32, SAMKV_F16, SAMKV_BF16};
+    static const size_t dims[] = {2, 6, 64, 80};
+    open_cpu(_i, 0);
+    for (size_t d = 0; d < COUNT(dims); d++)
+        for (size_t t = 0; t < COUNT(types); t++) {
+            check_place_runs(types[t], 1, 1, dims[d]);
+            check_place_runs(types[t], 4, 3, dims[d]);
+        }
+    device->ops->place_runs(stream, &(struct samkv_place_runs){.kv_heads = 1, .head_dim = 2, .layers = 3});
+    close_cpu();
+}
+END_TEST
+
 START_TEST(test_gather)
 {
     enum { N = 1001, WIDTH = 67, ROWS = 300 };
@@ -284,7 +364,7 @@ END_TEST
 
 int main(void)
 {
-    const TTest *const tests[] = {test_kv_write,       test_place,          test_gather,
+    const TTest *const tests[] = {test_kv_write,       test_place,          test_place_runs,     test_gather,
                                   test_convert_halves, test_convert_rounds, test_convert_between};
     return run_cpu_suite("cpu_cache", tests, COUNT(tests));
 }

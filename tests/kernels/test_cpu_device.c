@@ -1,6 +1,9 @@
 /* Opening devices, memory, streams. */
 #include "tests/kernels/cpu_fixture.h"
 
+#include <pthread.h>
+#include <sched.h>
+
 START_TEST(test_names)
 {
     open_cpu(_i, 3);
@@ -38,6 +41,69 @@ START_TEST(test_memory)
     }
     device->ops->release(device, NULL);
     device->ops->host_release(device, NULL);
+    close_cpu();
+}
+END_TEST
+
+START_TEST(test_free_memory)
+{
+    uint64_t available = 0, total = 0;
+    open_cpu(_i, 0);
+    device->ops->memory(device, &available, &total);
+    ck_assert_uint_gt(available, (uint64_t)1 << 20);
+    ck_assert_uint_gt(total, available);
+    ck_assert_uint_lt(total, (uint64_t)1 << 50);
+    ck_assert(!device->shares && !device->ops->shared_alloc && !device->ops->shared_export);
+    close_cpu();
+}
+END_TEST
+
+struct handover {
+    struct samkv_event *event;
+    int ready, value;
+};
+
+static void *wait_for_event(void *arg)
+{
+    struct handover *h = arg;
+    while (!__atomic_load_n(&h->ready, __ATOMIC_RELAXED)) /* relaxed: it is the event that orders `value` */
+        sched_yield();
+    return device->ops->event_sync(h->event, NULL) == SAMKV_OK && h->value == 7 ? NULL : h;
+}
+
+/* Waiting before anything was recorded, again and again, and from another thread. */
+START_TEST(test_events)
+{
+    struct handover h = {0};
+    struct samkv_stream *second = NULL;
+    struct samkv_error err = {0};
+    float before = 1, after = 0;
+    pthread_t thread;
+    void *failure = NULL;
+    open_cpu(_i, 1);
+    const struct samkv_ops *ops = device->ops;
+    ck_assert_int_eq(ops->stream_new(device, &second), SAMKV_OK);
+    ck_assert_int_eq(ops->event_new(device, &h.event), SAMKV_OK);
+    ck_assert_ptr_eq(h.event->device, device);
+    ops->await(second, h.event);
+    ck_assert_int_eq(ops->event_sync(h.event, &err), SAMKV_OK);
+    for (int i = 0; i < 3; i++) {
+        before = (float)i;
+        ops->record(stream, h.event);
+        ops->await(second, h.event);
+        ops->copy(second, &after, &before, sizeof after);
+        ck_assert(after == (float)i);
+    }
+    ck_assert_int_eq(pthread_create(&thread, NULL, wait_for_event, &h), 0);
+    h.value = 7;
+    ops->record(stream, h.event);
+    __atomic_store_n(&h.ready, 1, __ATOMIC_RELAXED);
+    ck_assert_int_eq(pthread_join(thread, &failure), 0);
+    ck_assert_ptr_null(failure);
+    ops->event_free(h.event);
+    ops->event_free(NULL);
+    ck_assert_int_eq(ops->sync(second, &err), SAMKV_OK);
+    ops->stream_free(second);
     close_cpu();
 }
 END_TEST
@@ -120,7 +186,8 @@ END_TEST
 
 int main(void)
 {
-    const TTest *const tests[] = {test_names,     test_refuses_thread_counts, test_memory,          test_huge_memory,
-                                  test_transfers, test_open_by_name,          test_auto_never_fails};
+    const TTest *const tests[] = {test_names,       test_refuses_thread_counts, test_memory,
+                                  test_huge_memory, test_free_memory,           test_events,
+                                  test_transfers,   test_open_by_name,          test_auto_never_fails};
     return run_cpu_suite("cpu_device", tests, sizeof tests / sizeof *tests);
 }

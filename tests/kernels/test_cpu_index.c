@@ -58,8 +58,155 @@ START_TEST(test_block_scores)
 }
 END_TEST
 
+/* ------------------------------------------------------------------ score */
+
+#define MOST_DOCUMENTS 21
+#define HALF_MOST      128
+
+struct score_case {
+    int documents, layers, heads, kv_heads, dim;
+    bool zeros; /* some vectors are zero, and one document has no block */
+};
+
+/* One case's arguments, on the heap, and the angles of every document in f64. */
+struct score_data {
+    struct samkv_score args;
+    const float *index[MOST_DOCUMENTS * 3];
+    int32_t first_block[MOST_DOCUMENTS + 1];
+    float *q_query, *rope;
+};
+
+static void make_score(const struct score_case *c, struct score_data *d)
+{
+    size_t n = (size_t)c->documents, layers = (size_t)c->layers, dim = (size_t)c->dim;
+    size_t q_width = (size_t)c->heads * dim, width = (size_t)c->kv_heads * dim;
+    *d = (struct score_data){.q_query = numbers(layers * q_width, 1), .rope = poison(n * dim)};
+    if (c->zeros)
+        memset(d->q_query, 0, dim * sizeof *d->q_query);
+    for (size_t i = 0; i < n; i++) {
+        size_t blocks = c->zeros && i % 3 == 1 ? 0 : 1 + i * 5 % 9;
+        d->first_block[i + 1] = d->first_block[i] + (int32_t)blocks;
+        for (size_t j = 0; j < dim / 2; j++) {
+            double angle = (double)(i * 977) * pow(10000.0, -2.0 * (double)j / (double)dim);
+            d->rope[i * dim + j] = (float)cos(angle);
+            d->rope[i * dim + dim / 2 + j] = (float)sin(angle);
+        }
+        for (size_t s = 0; s < layers; s++) {
+            float *record = numbers(blocks * width + q_width, 100 + i * 7 + s);
+            if (c->zeros && i == 0)
+                memset(record + blocks * width, 0, q_width * sizeof *record);
+            d->index[i * layers + s] = record;
+        }
+    }
+    d->args = (struct samkv_score){.documents = c->documents,
+                                   .layers = c->layers,
+                                   .heads = c->heads,
+                                   .kv_heads = c->kv_heads,
+                                   .head_dim = c->dim,
+                                   .q_query = d->q_query,
+                                   .index = d->index,
+                                   .first_block = d->first_block,
+                                   .blocks = d->first_block[n],
+                                   .rope = d->rope,
+                                   .work = poison(n * layers * ((size_t)c->heads + width)),
+                                   .scores = poison(layers * (size_t)d->first_block[n] + 1)};
+}
+
+static void free_score(struct score_data *d)
+{
+    for (int i = 0; i < d->args.documents * d->args.layers; i++)
+        free((void *)(uintptr_t)d->index[i]);
+    free(d->q_query), free(d->rope), free(d->args.work), free(d->args.scores);
+}
+
+/* out := R(±start_i) · x, one head */
+static void turned(const struct samkv_score *a, size_t i, int sign, const double *x, double *out)
+{
+    size_t dim = (size_t)a->head_dim, half = dim / 2;
+    for (size_t j = 0; j < half; j++) {
+        double c = (double)a->rope[i * dim + j], s = sign * (double)a->rope[i * dim + half + j];
+        out[j] = x[j] * c - x[j + half] * s;
+        out[j + half] = x[j + half] * c + x[j] * s;
+    }
+}
+
+/* |cos(q_j, q_query)| and q_j of one head, as the formula has them */
+static double twin_cosine(const struct samkv_score *a, size_t j, size_t s, size_t h, double *q)
+{
+    size_t dim = (size_t)a->head_dim, blocks = (size_t)(a->first_block[j + 1] - a->first_block[j]);
+    const float *local = a->index[j * (size_t)a->layers + s] + blocks * (size_t)a->kv_heads * dim + h * dim;
+    const float *query = a->q_query + (s * (size_t)a->heads + h) * dim;
+    double x[2 * HALF_MOST], dot = 0, qq = 0, gg = 0;
+    for (size_t k = 0; k < dim; k++)
+        x[k] = (double)local[k];
+    turned(a, j, 1, x, q);
+    for (size_t k = 0; k < dim; k++)
+        dot += q[k] * (double)query[k], qq += q[k] * q[k], gg += (double)query[k] * (double)query[k];
+    return fabs(dot / fmax(sqrt(qq) * sqrt(gg), 1e-12));
+}
+
+/* R(−start_i) · mean over the heads of g of Q̂_i, the sum over the other documents written out */
+static void twin_query(const struct samkv_score *a, size_t i, size_t s, size_t g, double *out)
+{
+    size_t dim = (size_t)a->head_dim, group = (size_t)(a->heads / a->kv_heads);
+    double mean[2 * HALF_MOST] = {0}, q[2 * HALF_MOST];
+    for (size_t h = g * group; h < (g + 1) * group; h++) {
+        for (size_t k = 0; k < dim; k++)
+            mean[k] += (double)a->q_query[(s * (size_t)a->heads + h) * dim + k] / (double)group;
+        for (size_t j = 0; j < (size_t)a->documents; j++) {
+            double c = j == i ? 0 : twin_cosine(a, j, s, h, q);
+            for (size_t k = 0; j != i && k < dim; k++)
+                mean[k] += c * q[k] / (a->documents - 1) / (double)group;
+        }
+    }
+    turned(a, i, -1, mean, out);
+}
+
+static void check_score(const struct samkv_score *a, size_t i, size_t s)
+{
+    size_t dim = (size_t)a->head_dim, width = (size_t)a->kv_heads * dim, first = (size_t)a->first_block[i];
+    double query[64 * 2 * HALF_MOST];
+    for (size_t g = 0; g < (size_t)a->kv_heads; g++)
+        twin_query(a, i, s, g, query + g * dim);
+    for (size_t b = first; b < (size_t)a->first_block[i + 1]; b++) {
+        const float *mean = a->index[i * (size_t)a->layers + s] + (b - first) * width;
+        double sum = 0, size = 1;
+        for (size_t j = 0; j < width; j++) {
+            sum += (double)mean[j] * query[j];
+            size += fabs((double)mean[j] * query[j]);
+        }
+        check_near(a->scores[s * (size_t)a->blocks + b], sum, 5e-7 * size, "%d documents, dim %zu, document %zu",
+                   a->documents, dim, i);
+    }
+}
+
+START_TEST(test_score)
+{
+    static const struct score_case cases[] = {
+        {1, 1, 1, 1, 2, false},  {1, 2, 6, 3, 64, false},  {2, 3, 9, 3, 20, false},  {5, 2, 14, 2, 80, false},
+        {5, 2, 14, 2, 80, true}, {21, 2, 8, 8, 128, true}, {3, 1, 5, 1, 256, false}, {1, 1, 2, 1, 6, true},
+    };
+    open_cpu(_i, 0);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        struct score_data d;
+        make_score(&cases[c], &d);
+        size_t count = (size_t)d.args.layers * (size_t)d.args.blocks;
+        device->ops->score(stream, &d.args);
+        float *first = copy_of(d.args.scores, count);
+        device->ops->score(stream, &d.args);
+        check_same_bytes(first, d.args.scores, count);
+        ck_assert(isnan(d.args.scores[count]));
+        for (int p = 0; p < d.args.documents * d.args.layers; p++)
+            check_score(&d.args, (size_t)(p / d.args.layers), (size_t)(p % d.args.layers));
+        free(first);
+        free_score(&d);
+    }
+    close_cpu();
+}
+END_TEST
+
 int main(void)
 {
-    const TTest *const tests[] = {test_segment_mean, test_block_scores};
+    const TTest *const tests[] = {test_segment_mean, test_block_scores, test_score};
     return run_cpu_suite("cpu_index", tests, sizeof tests / sizeof *tests);
 }
