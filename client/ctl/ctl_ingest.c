@@ -1,6 +1,6 @@
 /*
- * Ingest keeps a few documents in flight: the daemon's next one is there when it has done with one, and memory is
- * bounded however large the corpus is. Ctrl-C sends nothing more and waits for what is in flight.
+ * Ingest keeps documents in flight, enough that the daemon can prefill many in one pass while it writes others; memory
+ * is bounded however large the corpus is. Ctrl-C sends nothing more and waits for what is in flight.
  */
 #include <errno.h>
 #include <poll.h>
@@ -15,7 +15,7 @@
 #include "client/ctl/ctl_source.h"
 #include "client/ctl/ctl_text.h"
 
-#define FLYING_MAX       8
+#define FLYING_MAX       48
 #define SHOWN_FAILURES   50
 #define BUSY_WAIT_S      0.2
 #define PROGRESS_WAIT_MS 200

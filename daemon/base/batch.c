@@ -205,3 +205,13 @@ void samkv_batch_leave(struct samkv_batcher *b, struct samkv_batch_item *item)
     wake_first(b);
     pthread_mutex_unlock(&b->lock);
 }
+
+size_t samkv_batch_waiting(struct samkv_batcher *b)
+{
+    size_t count = 0;
+    pthread_mutex_lock(&b->lock);
+    for (const struct samkv_batch_item *item = b->first; item; item = item->next)
+        count++;
+    pthread_mutex_unlock(&b->lock);
+    return count;
+}

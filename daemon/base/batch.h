@@ -62,3 +62,6 @@ void samkv_batcher_free(struct samkv_batcher *);
 enum samkv_status samkv_batch_join(struct samkv_batcher *, struct samkv_batch_item *,
                                    struct samkv_error *) SAMKV_MUST_USE;
 void samkv_batch_leave(struct samkv_batcher *, struct samkv_batch_item *);
+
+/* Items that no run has taken yet. Any thread. */
+size_t samkv_batch_waiting(struct samkv_batcher *);

@@ -86,8 +86,9 @@ static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err
         return samkv_fail(err, SAMKV_INVALID,
                           "--workers: 1 is too few, since half of them may be ingesting; give 2 or more");
     if (s->workers == 0) {
-        long cpus = sysconf(_SC_NPROCESSORS_ONLN);
-        s->workers = cpus < 4 ? 4 : cpus > 32 ? 32 : cpus;
+        /* Workers mostly wait, for the device or for the disk; half of them ingest, and should fill two passes. */
+        long wanted = 2 * sysconf(_SC_NPROCESSORS_ONLN);
+        s->workers = wanted < 8 ? 8 : wanted > 64 ? 64 : wanted;
     }
     return SAMKV_OK;
 }

@@ -59,7 +59,7 @@ START_TEST(defaults)
     ck_assert_int_eq(s.dtype, -1);
     ck_assert_int_eq(s.codec, 1);
     ck_assert_int_eq(s.log_level, 2);
-    ck_assert_int_ge(s.workers, 4);
+    ck_assert_int_ge(s.workers, 8);
     ck_assert_int_eq(s.store_max_bytes, 0);
     ck_assert_int_eq(s.device_cache_bytes, 0);
     ck_assert_int_eq(s.device_reply_bytes, 0);
