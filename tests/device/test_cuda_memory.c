@@ -5,6 +5,7 @@
 #include <cuda.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -236,6 +237,7 @@ static bool child_start(struct child *c, int fd, char *const *arguments)
     if (pipe2(in, O_CLOEXEC) || pipe2(out, O_CLOEXEC) || posix_spawn_file_actions_init(&actions))
         return false;
     fflush(stdout);
+    signal(SIGPIPE, SIG_IGN); /* a child that is gone is a failed write */
     bool good = !posix_spawn_file_actions_adddup2(&actions, in[0], 0) &&
                 !posix_spawn_file_actions_adddup2(&actions, out[1], 1) &&
                 (fd < 0 || !posix_spawn_file_actions_adddup2(&actions, fd, CHILD_FD)) &&
