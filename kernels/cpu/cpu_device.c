@@ -149,12 +149,14 @@ static void event_free(struct samkv_event *event)
 
 static void record(struct samkv_stream *stream, struct samkv_event *event)
 {
+    (void)stream;
     assert(stream->device == event->device);
     atomic_fetch_add_explicit(&((struct cpu_event *)event)->recordings, 1, memory_order_release);
 }
 
 static void await(struct samkv_stream *stream, struct samkv_event *event)
 {
+    (void)stream;
     assert(stream->device == event->device);
     (void)atomic_load_explicit(&((struct cpu_event *)event)->recordings, memory_order_acquire);
 }

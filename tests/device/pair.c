@@ -28,7 +28,7 @@ static device_new *load(const char *module)
     }
     int (*abi)(void) = (int (*)(void))dlsym(library, "samkv_cuda_abi");
     device_new *create = (device_new *)dlsym(library, "samkv_cuda_device_new");
-    if (!abi || !create || abi() != 1) {
+    if (!abi || !create || abi() != 2) {
         fprintf(stderr, "%s is not the CUDA backend that this test knows\n", module);
         return NULL;
     }
@@ -36,22 +36,32 @@ static device_new *load(const char *module)
 }
 
 /* "cpu" as the module compares the twin with itself: that is how the test is tested without a GPU. */
-bool pair_open(struct pair *p, const char *module, const char *dtype)
+struct samkv_device *pair_device(const char *module, const char *dtype)
 {
     struct samkv_error err = {0};
-    memset(p, 0, sizeof *p);
-    p->random = 0x9e3779b97f4a7c15u;
+    struct samkv_device *device = NULL;
     enum samkv_status status;
     if (!strcmp(module, "cpu")) {
-        status = samkv_cpu_device_new(0, &p->gpu, &err);
+        status = samkv_cpu_discrete_new(0, &device, &err);
     } else {
         device_new *create = load(module);
         if (!create)
-            return false;
-        status = create(0, (enum samkv_dtype)samkv_dtype_parse(dtype), &p->gpu, &err);
+            return NULL;
+        status = create(0, (enum samkv_dtype)samkv_dtype_parse(dtype), &device, &err);
     }
-    if (!status)
-        status = samkv_cpu_device_new(0, &p->cpu, &err);
+    if (status)
+        fprintf(stderr, "%s: %s\n", samkv_status_text(status), err.text);
+    return status ? NULL : device;
+}
+
+bool pair_open(struct pair *p, const char *module, const char *dtype)
+{
+    struct samkv_error err = {0};
+    *p = (struct pair){.module = module, .dtype = dtype, .random = 0x9e3779b97f4a7c15u};
+    p->gpu = pair_device(module, dtype);
+    if (!p->gpu)
+        return false;
+    enum samkv_status status = samkv_cpu_device_new(0, &p->cpu, &err);
     if (!status)
         status = p->gpu->ops->stream_new(p->gpu, &p->gpu_stream);
     if (!status)
@@ -179,6 +189,26 @@ void pair_add_table(struct pair *p, struct pair_test *t, int n, int half)
 }
 
 /* ------------------------------------------------------------------ one side */
+
+void *pair_upload(struct samkv_stream *stream, const void *host, size_t bytes)
+{
+    void *memory = NULL;
+    struct samkv_error err = {0};
+    if (stream->device->ops->alloc(stream->device, bytes, &memory))
+        need(NULL);
+    stream->device->ops->upload(stream, memory, host, bytes);
+    if (stream->device->ops->sync(stream, &err)) /* the host's memory may be on the stack */
+        fprintf(stderr, "upload: %s\n", err.text);
+    return memory;
+}
+
+void pair_expect(struct pair *p, bool good, const char *what)
+{
+    p->checks++;
+    p->failures += !good;
+    if (!good)
+        printf("FAIL %s\n", what);
+}
 
 /* The operand's bytes as `device` holds them, margins included. */
 static void *image_of(const struct samkv_device *device, const struct pair_operand *o, bool gpu)

@@ -17,6 +17,7 @@
 #define PAIR_MARGIN   64 /* elements; keeps the alignment of what is between */
 
 struct pair {
+    const char *module, *dtype; /* as pair_open() got them, for processes of their own */
     struct samkv_device *gpu, *cpu;
     struct samkv_stream *gpu_stream, *cpu_stream;
     uint64_t random;
@@ -50,6 +51,9 @@ struct pair_test {
     struct pair_operand operand[PAIR_OPERANDS];
 };
 
+/* A device of the module, or "cpu" for a double with a memory of its own; NULL with a message on stderr. */
+struct samkv_device *pair_device(const char *module, const char *dtype);
+
 /* Opens the module and both devices; false with a message on stderr. */
 bool pair_open(struct pair *, const char *module, const char *dtype);
 void pair_close(struct pair *);
@@ -68,6 +72,13 @@ void pair_add_table(struct pair *, struct pair_test *, int n, int half);
 
 /* Runs and compares; frees the contents. Prints one line when something is wrong. */
 void pair_check(struct pair *, struct pair_test *);
+
+/* `bytes` of the host's in memory of the stream's device, for operands that hold device pointers. The caller releases.
+ */
+void *pair_upload(struct samkv_stream *, const void *host, size_t bytes);
+
+/* Counts one check that is made without an operand, and prints `what` when it failed. */
+void pair_expect(struct pair *, bool good, const char *what);
 
 /* Uniform in [0, bound). */
 uint32_t pair_random(struct pair *, uint32_t bound);

@@ -1,6 +1,6 @@
 /*
  * Every operation of the CUDA backend against its CPU twin, at odd sizes.
- *   test_cuda_ops MODULE [bf16|f16 [TEST-LEFT-OUT]]     MODULE: samkv_cuda.so, or "cpu" to try the test itself
+ *   test_cuda_ops MODULE [bf16|f16 [TEST-LEFT-OUT...]]     MODULE: samkv_cuda.so, or "cpu" to try the test itself
  */
 #include <math.h>
 #include <stdio.h>
@@ -280,6 +280,86 @@ static void test_index(struct pair *p)
     }
 }
 
+/* ------------------------------------------------------------------ scores */
+
+#define MOST_RECORDS 128
+
+/* Blocks of document i; some have none. */
+static int blocks_of(int i)
+{
+    return i % 4 == 2 ? 0 : 1 + i * 5 % 9;
+}
+
+/* Elements of one record of document i: block means, then the local query; `odd` more, so that records lie oddly. */
+static size_t record_elements(const struct samkv_score *a, int i, bool odd)
+{
+    return (size_t)(blocks_of(i) * a->kv_heads + a->heads) * (size_t)a->head_dim + odd;
+}
+
+struct score_shape {
+    struct samkv_score a;
+    bool odd;
+};
+
+static void run_score(struct samkv_stream *s, void *const *o, const void *shape)
+{
+    const struct score_shape *ss = shape;
+    struct samkv_score a = ss->a;
+    const float *index[MOST_RECORDS], *record = o[0];
+    for (int r = 0; r < a.documents * a.layers; r++) {
+        index[r] = record;
+        record += record_elements(&a, r / a.layers, ss->odd);
+    }
+    void *there = pair_upload(s, index, (size_t)(a.documents * a.layers) * sizeof *index);
+    a.index = there;
+    a.q_query = o[1];
+    a.first_block = o[2];
+    a.rope = o[3];
+    a.work = o[4];
+    a.scores = o[5];
+    s->device->ops->score(s, &a);
+    s->device->ops->release(s->device, there);
+}
+
+static void check_score(struct pair *p, const struct samkv_score *shape, bool odd)
+{
+    struct score_shape ss = {*shape, odd};
+    struct samkv_score *a = &ss.a;
+    struct pair_test t = {"score", run_score, &ss, 2e-5};
+    size_t stored = 0, q_width = (size_t)(a->heads * a->head_dim), width = (size_t)(a->kv_heads * a->head_dim);
+    int32_t first_block[MOST_RECORDS] = {0};
+    for (int i = 0; i < a->documents; i++) {
+        first_block[i + 1] = first_block[i] + blocks_of(i);
+        stored += (size_t)a->layers * record_elements(a, i, odd);
+    }
+    a->blocks = first_block[a->documents];
+    float *records = pair_add_random(p, &t, PAIR_F32, stored, 1)->contents;
+    if (odd) /* a local query that points nowhere */
+        memset(records + (size_t)blocks_of(0) * width, 0, q_width * sizeof *records);
+    pair_add_random(p, &t, PAIR_F32, (size_t)a->layers * q_width, 1);
+    memcpy(pair_add(&t, PAIR_I32, (size_t)a->documents + 1)->contents, first_block,
+           ((size_t)a->documents + 1) * sizeof *first_block);
+    pair_add_table(p, &t, a->documents, a->head_dim / 2);
+    pair_add_output(&t, PAIR_F32, (size_t)(a->documents * a->layers) * ((size_t)a->heads + width));
+    pair_add_output(&t, PAIR_F32, (size_t)a->layers * (size_t)a->blocks);
+    pair_check(p, &t);
+}
+
+static void test_score(struct pair *p)
+{
+    static const struct samkv_score shapes[] = {
+        {.documents = 1, .layers = 1, .heads = 1, .kv_heads = 1, .head_dim = 2},
+        {.documents = 1, .layers = 3, .heads = 6, .kv_heads = 2, .head_dim = 64},
+        {.documents = 2, .layers = 2, .heads = 9, .kv_heads = 3, .head_dim = 22},
+        {.documents = 5, .layers = 2, .heads = 14, .kv_heads = 2, .head_dim = 80},
+        {.documents = 20, .layers = 5, .heads = 32, .kv_heads = 8, .head_dim = 128},
+        {.documents = 101, .layers = 1, .heads = 5, .kv_heads = 1, .head_dim = 256},
+        {.documents = 3, .layers = 2, .heads = 2, .kv_heads = 1, .head_dim = 1024},
+    };
+    for (int i = 0; i < 2 * COUNT(shapes); i++)
+        check_score(p, &shapes[i / 2], i % 2);
+}
+
 /* ------------------------------------------------------------------ errors */
 
 /* A failure sticks, later operations do nothing, sync reports it once and the stream goes on. */
@@ -308,34 +388,45 @@ static void test_sticky_failure(struct pair *p)
         printf("FAIL sticky failure: %s\n", err.text);
 }
 
-/* attention and cache writes are in a source of their own */
+/* attention and the cache's rows are in a source of their own */
 void test_cache_rows(struct pair *);
+void test_runs(struct pair *);
 void test_attention(struct pair *);
+
+/* and so is what has to do with memory, order and other processes */
+void test_events(struct pair *);
+void test_host_memory(struct pair *);
+void test_shared_memory(struct pair *);
+void test_lost_device(struct pair *);
+int child_main(int argc, char **argv);
 
 static const struct {
     const char *name;
     void (*run)(struct pair *);
 } tests[] = {
-    {"gathers", test_gathers},
-    {"rmsnorm", test_rmsnorm},
-    {"heads", test_heads},
-    {"rope_table", test_rope_table},
-    {"swiglu", test_swiglu},
-    {"matmul", test_matmul},
-    {"convert", test_convert},
-    {"index", test_index},
-    {"cache_rows", test_cache_rows},
-    {"attention", test_attention},
-    {"failure", test_sticky_failure},
+    {"gathers", test_gathers},       {"rmsnorm", test_rmsnorm},  {"heads", test_heads},
+    {"rope_table", test_rope_table}, {"swiglu", test_swiglu},    {"matmul", test_matmul},
+    {"convert", test_convert},       {"index", test_index},      {"score", test_score},
+    {"cache_rows", test_cache_rows}, {"runs", test_runs},        {"attention", test_attention},
+    {"events", test_events},         {"host", test_host_memory}, {"failure", test_sticky_failure},
+    {"shared", test_shared_memory},  {"lost", test_lost_device},
 };
 
-static int run_all(const char *module, const char *dtype, const char *without)
+static bool left_out(const char *name, char **without)
+{
+    while (*without && strcmp(*without, name) != 0)
+        without++;
+    return *without != NULL;
+}
+
+/* without: names, NULL at the end */
+static int run_all(const char *module, const char *dtype, char **without)
 {
     struct pair p;
     if (!pair_open(&p, module, dtype))
         return 2;
     for (int i = 0; i < COUNT(tests); i++) {
-        if (strcmp(tests[i].name, without))
+        if (!left_out(tests[i].name, without))
             tests[i].run(&p);
         fflush(stdout);
     }
@@ -349,12 +440,14 @@ int main(int argc, char **argv)
 {
     static const char *const both[] = {"bf16", "f16"};
     int worst = 0;
+    if (argc > 2 && !strcmp(argv[1], "child"))
+        return child_main(argc - 2, argv + 2);
     if (argc < 2) {
-        fprintf(stderr, "usage: test_cuda_ops MODULE [bf16|f16 [TEST-LEFT-OUT]]\n");
+        fprintf(stderr, "usage: test_cuda_ops MODULE [bf16|f16 [TEST-LEFT-OUT...]]\n");
         return 2;
     }
     for (int i = 0; i < (argc > 2 ? 1 : 2); i++) {
-        int result = run_all(argv[1], argc > 2 ? argv[2] : both[i], argc > 3 ? argv[3] : "");
+        int result = run_all(argv[1], argc > 2 ? argv[2] : both[i], argv + (argc > 3 ? 3 : argc));
         worst = result > worst ? result : worst;
     }
     return worst;
