@@ -13,7 +13,8 @@
 
 enum { LAYERS = 3, HIDDEN = 32, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 8, FFN = 48, VOCAB = 50, BLOCK = 8 };
 enum { Q = HEADS * HEAD_DIM, KV = KV_HEADS * HEAD_DIM };
-enum { LONG = 1200, DOCUMENTS = 8 };
+/* LONG: its local anchors lie in two passes of 512 rows. */
+enum { LONG = 1028, DOCUMENTS = 8 };
 
 /* One token, less than a block, less than the anchors, whole blocks and not, and more than one pass on the CPU. */
 static const uint32_t lengths[DOCUMENTS] = {1, 5, 13, 16, 17, 64, 150, LONG};
@@ -374,6 +375,87 @@ START_TEST(test_one_pass)
 }
 END_TEST
 
+/* A document behind nothing by a plain pass on the CPU, and sums over what its tap and its cache show. */
+struct plain {
+    struct kept kept;
+    uint32_t local_first;
+};
+
+static void on_plain_layer(void *arg, struct samkv_stream *stream, const struct samkv_tap *tap)
+{
+    struct plain *p = arg;
+    uint32_t tokens = p->kept.tokens;
+    size_t index_count = p->kept.index_count / LAYERS;
+    float *local = p->kept.index + (tap->layer + 1) * index_count - Q;
+    (void)stream;
+    for (int i = 0; i < tap->n; i++) {
+        uint32_t t = (uint32_t)(tap->first + i);
+        const float *q = (const float *)tap->q + (size_t)i * tap->ld;
+        memcpy(p->kept.rows + ((size_t)2 * tap->layer * tokens + t) * KV, (const float *)tap->k + (size_t)i * tap->ld,
+               KV * sizeof(float));
+        memcpy(p->kept.rows + ((size_t)(2 * tap->layer + 1) * tokens + t) * KV,
+               (const float *)tap->v + (size_t)i * tap->ld, KV * sizeof(float));
+        for (int j = 0; j < Q && t >= p->local_first; j++)
+            local[j] += q[j] / (float)(tokens - p->local_first);
+    }
+}
+
+static void plain_init(struct plain *p, const int32_t *ids, uint32_t tokens)
+{
+    struct fixture *f = malloc(sizeof *f);
+    struct samkv_blocks blocks = samkv_blocks_make(tokens, BLOCK, 16, 12);
+    struct samkv_kv_cache cache;
+    int32_t *rows = malloc(2 * tokens * sizeof *rows);
+    size_t count = (size_t)blocks.count * KV + Q;
+    fixture_init(f, "cpu");
+    *p = (struct plain){.local_first = samkv_block_first(&blocks, blocks.local)};
+    p->kept = (struct kept){tokens, calloc((size_t)2 * LAYERS * tokens * KV, sizeof(float)),
+                            calloc(count * LAYERS, sizeof(float)), count * LAYERS};
+    for (uint32_t i = 0; i < tokens; i++) {
+        rows[i] = (int32_t)i;
+        rows[tokens + i] = (int32_t)i + 1;
+    }
+    const struct samkv_pass pass = {.n = (int)tokens,
+                                    .ids = ids,
+                                    .positions = rows,
+                                    .cache_rows = rows,
+                                    .limits = rows + tokens,
+                                    .depth = LAYERS,
+                                    .tap = on_plain_layer,
+                                    .tap_arg = p};
+    ck_assert_int_eq(samkv_kv_cache_init(&cache, &f->model, tokens, &why), SAMKV_OK);
+    ck_assert_int_eq(samkv_forward(&f->model, f->engine.stream, f->engine.workspace, &pass, &cache, &why), SAMKV_OK);
+    for (uint32_t l = 0; l < LAYERS; l++)
+        for (uint32_t t = 0; t < tokens; t++)
+            for (uint32_t j = 0; j < KV; j++)
+                p->kept.index[l * count + t / BLOCK * KV + j] +=
+                    ((const float *)samkv_kv_cache_k(&cache, l))[(size_t)t * KV + j] /
+                    (float)samkv_block_size(&blocks, t / BLOCK);
+    samkv_kv_cache_deinit(&cache, f->engine.device);
+    free(rows);
+    fixture_deinit(f);
+    free(f);
+}
+
+START_TEST(test_alone_as_plain)
+{
+    struct fixture *f = malloc(sizeof *f);
+    const struct samkv_preamble nothing = {0};
+    fixture_init(f, cases[_i].device);
+    for (int d = 0; d < DOCUMENTS; d++) {
+        struct plain plain;
+        struct kept kept;
+        plain_init(&plain, f->ids[d], lengths[d]);
+        prefill(f, &nothing, f->ids[d], lengths[d], cases[_i].stored, &kept);
+        compare_kept(&kept, &plain.kept, cases[_i].stored == SAMKV_F32 ? 1e-5 : 4e-3, d);
+        kept_deinit(&plain.kept);
+        kept_deinit(&kept);
+    }
+    fixture_deinit(f);
+    free(f);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("packed");
@@ -382,6 +464,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_loop_test(tc, test_together_as_alone, 0, count);
     tcase_add_loop_test(tc, test_one_pass, 0, count);
+    tcase_add_loop_test(tc, test_alone_as_plain, 0, count);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
