@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -24,6 +25,7 @@
 /* A process has one driver; it is loaded once, and read-only from then on. */
 static struct {
     pthread_once_t once;
+    _Atomic uint64_t kept; /* GPUs, by ordinal, whose context stays until the process ends */
     struct samkv_cuda_driver calls;
     struct samkv_error failure; /* status OK: it works */
 } driver = {.once = PTHREAD_ONCE_INIT};
@@ -163,6 +165,19 @@ static void leave_gpu(void)
     driver.calls.context_pop(&context);
 }
 
+/*
+ * The first cache on a GPU opens its context, unless the process uses the GPU already, and that takes 150 ms: so one
+ * count of it is never given back.
+ */
+static void keep_context(const struct samkv_device_memory *memory)
+{
+    samkv_cu_context context;
+    uint64_t bit = memory->ordinal < 64 ? (uint64_t)1 << memory->ordinal : 0;
+    if (bit && !(atomic_fetch_or(&driver.kept, bit) & bit) &&
+        driver.calls.context_retain(&context, memory->device) != SAMKV_CU_SUCCESS)
+        atomic_fetch_and(&driver.kept, ~bit);
+}
+
 static enum samkv_status map_cuda(const Samkv__DeviceMemory *m, int fd, struct samkv_device_memory *out,
                                   struct samkv_error *err)
 {
@@ -180,6 +195,8 @@ static enum samkv_status map_cuda(const Samkv__DeviceMemory *m, int fd, struct s
     leave_gpu();
     if (status)
         driver.calls.context_release(out->device);
+    else
+        keep_context(out);
     return status;
 }
 

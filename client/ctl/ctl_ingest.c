@@ -74,7 +74,7 @@ struct ingest {
     double start_s;
     uint64_t ordinal, ingested, skipped, failed, ignored, answered, tokens, bytes_raw, bytes_stored, source_bytes;
     double prefill_ms; /* of the device */
-    json_t *ids; /* with --json: [ordinal, [ids]] pairs, in the order of the answers */
+    json_t *ids;       /* with --json: [ordinal, [ids]] pairs, in the order of the answers */
 };
 
 /* ------------------------------------------------------------------ Ctrl-C */

@@ -7,6 +7,50 @@
 #include "daemon/samkv/recompute.h"
 #include "daemon/samkv/transfer.h"
 
+/* ------------------------------------------------------------------ a latch */
+
+/* Set once by the thread that loads; the lane waits for it. */
+struct latch {
+    pthread_mutex_t lock;
+    pthread_cond_t set;
+    bool is_set;
+    enum samkv_status status;
+};
+
+static void latch_init(struct latch *latch)
+{
+    *latch = (struct latch){0};
+    pthread_mutex_init(&latch->lock, NULL);
+    pthread_cond_init(&latch->set, NULL);
+}
+
+static void latch_deinit(struct latch *latch)
+{
+    pthread_cond_destroy(&latch->set);
+    pthread_mutex_destroy(&latch->lock);
+}
+
+static void latch_set(struct latch *latch, enum samkv_status status)
+{
+    pthread_mutex_lock(&latch->lock);
+    latch->is_set = true;
+    latch->status = status;
+    pthread_cond_signal(&latch->set);
+    pthread_mutex_unlock(&latch->lock);
+}
+
+/* On the lane: waits for the loading thread, and says so when it failed. That thread has the text of what went wrong.
+ */
+static enum samkv_status latch_wait(struct latch *latch, struct samkv_error *err)
+{
+    pthread_mutex_lock(&latch->lock);
+    while (!latch->is_set)
+        pthread_cond_wait(&latch->set, &latch->lock);
+    enum samkv_status status = latch->status;
+    pthread_mutex_unlock(&latch->lock);
+    return status ? samkv_fail(err, status, "the documents' records could not be loaded") : SAMKV_OK;
+}
+
 /* ------------------------------------------------------------------ records that are wanted */
 
 /* What a want is in the store. */
@@ -94,9 +138,12 @@ static enum samkv_status fill_record(void *arg, size_t i, void *host, struct sam
     return status;
 }
 
-static enum samkv_status bring(struct list *l, struct samkv_error *err)
+/* Records [first, end) of the list to the device. */
+static enum samkv_status bring(struct list *l, size_t first, size_t end, struct samkv_error *err)
 {
-    return samkv_transfer_up(l->job->engine.transfer, l->pins->wants, l->pins->count, fill_record, l, err);
+    struct samkv_fetch_pins part = {l->pins->wants + first, end - first};
+    struct list some = {.job = l->job, .pins = &part, .items = l->items + first};
+    return samkv_transfer_up(l->job->engine.transfer, part.wants, part.count, fill_record, &some, err);
 }
 
 /* Blocks [first, end) of the list into the cache, whose rows have these positions. */
@@ -132,13 +179,16 @@ struct plan {
     float *scores;        /* [stable][blocks] */
     struct samkv_select_document *documents;
     struct samkv_kv_cache cache;
-    enum samkv_status status;
+    struct latch indexed;
+    enum samkv_status status; /* of the lane's part */
+    struct samkv_error lane_err;
     struct samkv_error *err;
 };
 
 static void plan_deinit(struct plan *p)
 {
     samkv_kv_cache_deinit(&p->cache, p->job->engine.device);
+    latch_deinit(&p->indexed);
     list_deinit(&p->list);
     free(p->positions);
     free(p->first_block);
@@ -152,6 +202,7 @@ static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, 
 {
     size_t n = job->document_count, blocks = 0, tokens = job->collection.preamble_tokens + (size_t)job->total_tokens;
     *p = (struct plan){.job = job, .err = err};
+    latch_init(&p->indexed);
     for (size_t i = 0; i < n; i++)
         blocks += job->documents[i].blocks.count;
     p->positions = malloc((tokens + 1) * sizeof *p->positions);
@@ -207,18 +258,31 @@ static void point_at_index(struct plan *p)
         p->index[i] = samkv_cached_memory(wants[i].entry);
 }
 
-static enum samkv_status bring_plan(struct plan *p)
+/* Preamble and anchors, which the query's pass sees. */
+static enum samkv_status bring_anchors(struct plan *p)
 {
     struct samkv_fetch_job *job = p->job;
     add_preamble(&p->list);
     add_anchors(p);
     add_index(p);
-    enum samkv_status status = bring(&p->list, p->err);
-    if (status)
-        return status;
-    point_at_index(p);
-    status = samkv_kv_cache_init(&p->cache, job->engine.model, p->rows + job->query_count, p->err);
+    enum samkv_status status = bring(&p->list, 0, p->list.blocks, p->err);
+    if (!status)
+        status = samkv_kv_cache_init(&p->cache, job->engine.model, p->rows + job->query_count, p->err);
     return status ? status : place(&p->list, 0, p->list.blocks, &p->cache, p->positions, p->rows, p->err);
+}
+
+static enum samkv_status bring_index(struct plan *p)
+{
+    enum samkv_status status = bring(&p->list, p->index_first, p->list.pins->count, p->err);
+    if (!status)
+        point_at_index(p);
+    return status;
+}
+
+static enum samkv_status wait_for_index(void *arg, struct samkv_error *err)
+{
+    struct plan *p = arg;
+    return latch_wait(&p->indexed, err);
 }
 
 static void score_on_lane(void *arg)
@@ -240,8 +304,25 @@ static void score_on_lane(void *arg)
         .first_block = p->first_block,
         .starts = p->starts,
         .scores = p->scores,
+        .ready = wait_for_index,
+        .ready_arg = p,
     };
-    p->status = samkv_query_scores(&job->engine, &p->cache, &query, &scoring, p->err);
+    p->status = samkv_query_scores(&job->engine, &p->cache, &query, &scoring, &p->lane_err);
+}
+
+/* The query's pass; the index, of which only the scores know, comes meanwhile. */
+static enum samkv_status score(struct plan *p)
+{
+    struct samkv_lane_job lane_job;
+    samkv_lane_start(p->job->engine.lane, SAMKV_URGENT, score_on_lane, p, &lane_job);
+    enum samkv_status status = bring_index(p);
+    latch_set(&p->indexed, status);
+    samkv_lane_wait(p->job->engine.lane, &lane_job);
+    if (status || !p->status)
+        return status;
+    if (p->err)
+        *p->err = p->lane_err;
+    return p->status;
 }
 
 static enum samkv_status choose(struct plan *p)
@@ -268,12 +349,10 @@ enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct sa
     double since = samkv_now_ms();
     enum samkv_status status = plan_init(&p, job, err);
     if (!status)
-        status = bring_plan(&p);
+        status = bring_anchors(&p);
     job->timing.index = samkv_lap_ms(&since);
-    if (!status) {
-        samkv_lane_call(job->engine.lane, SAMKV_URGENT, score_on_lane, &p);
-        status = p.status;
-    }
+    if (!status)
+        status = score(&p);
     job->timing.query = samkv_lap_ms(&since);
     if (!status)
         status = choose(&p);
@@ -283,14 +362,6 @@ enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct sa
 }
 
 /* ------------------------------------------------------------------ fill */
-
-/* Set once by the thread that loads; the lane waits for it. */
-struct latch {
-    pthread_mutex_t lock;
-    pthread_cond_t set;
-    bool is_set;
-    enum samkv_status status;
-};
 
 struct fill {
     struct samkv_fetch_job *job;
@@ -304,24 +375,7 @@ struct fill {
 static enum samkv_status wait_for_load(void *arg, uint32_t layer, struct samkv_error *err)
 {
     struct fill *f = arg;
-    struct latch *latch = &f->loaded;
-    if (layer < f->needed_from)
-        return SAMKV_OK;
-    pthread_mutex_lock(&latch->lock);
-    while (!latch->is_set)
-        pthread_cond_wait(&latch->set, &latch->lock);
-    enum samkv_status status = latch->status;
-    pthread_mutex_unlock(&latch->lock);
-    return status ? samkv_fail(err, status, "the documents' blocks could not be loaded") : SAMKV_OK;
-}
-
-static void set(struct latch *latch, enum samkv_status status)
-{
-    pthread_mutex_lock(&latch->lock);
-    latch->is_set = true;
-    latch->status = status;
-    pthread_cond_signal(&latch->set);
-    pthread_mutex_unlock(&latch->lock);
+    return layer < f->needed_from ? SAMKV_OK : latch_wait(&f->loaded, err);
 }
 
 /* Kept blocks but for those that the recomputation writes in all layers. */
@@ -347,8 +401,7 @@ static enum samkv_status fill_init(struct fill *f, struct samkv_fetch_job *job, 
 {
     size_t blocks = job->preamble_manifest.blocks;
     *f = (struct fill){.job = job, .needed_from = job->collection.shape.layers};
-    pthread_mutex_init(&f->loaded.lock, NULL);
-    pthread_cond_init(&f->loaded.set, NULL);
+    latch_init(&f->loaded);
     for (uint32_t i = 0; i < job->document_count; i++)
         blocks += job->selection.documents[i].keep_count;
     enum samkv_status status = list_init(&f->list, job, &job->kept, blocks, err);
@@ -362,8 +415,7 @@ static enum samkv_status fill_init(struct fill *f, struct samkv_fetch_job *job, 
 static void fill_deinit(struct fill *f)
 {
     list_deinit(&f->list);
-    pthread_cond_destroy(&f->loaded.set);
-    pthread_mutex_destroy(&f->loaded.lock);
+    latch_deinit(&f->loaded);
 }
 
 static void recompute_on_lane(void *arg)
@@ -393,11 +445,9 @@ static enum samkv_status load(struct fill *f, size_t first, size_t end, struct s
 {
     struct samkv_fetch_job *job = f->job;
     double since = samkv_now_ms();
-    struct samkv_fetch_pins part = {f->list.pins->wants + first, end - first};
-    struct list l = {.job = job, .pins = &part, .items = f->list.items + first, .runs = f->list.runs + first};
-    enum samkv_status status = bring(&l, err);
+    enum samkv_status status = bring(&f->list, first, end, err);
     if (!status)
-        status = place(&l, 0, end - first, &job->cache, job->position, job->rows, err);
+        status = place(&f->list, first, end, &job->cache, job->position, job->rows, err);
     job->timing.read += samkv_now_ms() - since;
     return status;
 }
@@ -416,11 +466,11 @@ static enum samkv_status run_fill(struct fill *f, void (*meanwhile)(void *arg), 
     if (status)
         return status;
     if (load_first)
-        set(&f->loaded, SAMKV_OK);
+        latch_set(&f->loaded, SAMKV_OK);
     samkv_lane_start(job->engine.lane, SAMKV_URGENT, recompute_on_lane, f, &lane_job);
     if (!load_first) {
         status = load(f, preamble, all, err);
-        set(&f->loaded, status);
+        latch_set(&f->loaded, status);
     }
     if (meanwhile)
         meanwhile(arg);

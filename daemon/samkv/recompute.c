@@ -231,6 +231,8 @@ enum samkv_status samkv_query_scores(const struct samkv_engine *engine, struct s
         status = run_query(engine, cache, &m, err);
     if (!status)
         status = gather_means(&m, engine, err);
+    if (!status && scoring->ready)
+        status = scoring->ready(scoring->ready_arg, err);
     if (!status)
         status = run_scores(engine, query, scoring, m.device, &memory, err);
     means_deinit(&m, engine);

@@ -33,6 +33,9 @@ struct samkv_query_scoring {
     const int32_t *first_block; /* [documents + 1] */
     const int32_t *starts;      /* [documents]: joint positions of the documents' first tokens */
     float *scores;              /* out: [stable_count][first_block[documents]] */
+    /* Called behind the query's pass; may wait until the index records are there, and `index` filled. May be NULL. */
+    enum samkv_status (*ready)(void *arg, struct samkv_error *);
+    void *ready_arg;
 };
 enum samkv_status samkv_query_scores(const struct samkv_engine *, struct samkv_kv_cache *,
                                      const struct samkv_query_pass *, const struct samkv_query_scoring *,

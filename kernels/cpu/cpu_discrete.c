@@ -122,8 +122,10 @@ static enum samkv_status shared_alloc(struct samkv_device *device, size_t *bytes
     if (!piece)
         return SAMKV_NO_MEMORY;
     piece->bytes = rounded;
-    piece->fd = memfd_create("samkv-device", MFD_CLOEXEC);
-    if (piece->fd < 0 || ftruncate(piece->fd, (off_t)rounded) != 0) {
+    piece->fd = memfd_create("samkv-device", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    /* Who maps it must not be killed by a size that shrinks. */
+    if (piece->fd < 0 || ftruncate(piece->fd, (off_t)rounded) != 0 ||
+        fcntl(piece->fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
         piece_close(piece);
         return SAMKV_NO_MEMORY;
     }
