@@ -15,7 +15,13 @@
 #include "client/ctl/ctl_source.h"
 #include "client/ctl/ctl_text.h"
 
+/*
+ * Documents in flight: enough that a GPU finds a whole pass waiting while the last one is written. It takes so many
+ * only from a daemon that answers quickly, since Ctrl-C waits for what is in flight.
+ */
+#define FLYING_FIRST     8
 #define FLYING_MAX       48
+#define QUICK_S          2.0
 #define SHOWN_FAILURES   50
 #define BUSY_WAIT_S      0.2
 #define PROGRESS_WAIT_MS 200
@@ -54,6 +60,7 @@ static void defaults(void *args)
 struct flight {
     bool used, waiting; /* waiting: to be sent again at again_s */
     double again_s;
+    double sent_s;
     uint64_t request, ordinal;
     struct ctl_document document;
 };
@@ -64,7 +71,7 @@ struct ingest {
     struct ctl_source source;
     struct ctl_source_size size;
     struct flight flights[FLYING_MAX];
-    int flying;
+    int flying, window; /* documents in flight, and how many there may be */
     bool source_ended;
     bool hopeless; /* what failed will fail for all that follow */
     bool interrupt_told;
@@ -167,6 +174,7 @@ static void postpone(struct flight *flight)
 
 static void send_document(struct ingest *in, struct flight *flight)
 {
+    flight->sent_s = ctl_now_s();
     const struct ingest_args *args = in->args;
     const struct ctl_document *from = &flight->document;
     struct samkv_document d;
@@ -239,6 +247,8 @@ static void on_reply(struct ingest *in, const struct samkv_reply *reply)
         postpone(flight);
         return;
     }
+    if (in->window < FLYING_MAX && ctl_now_s() - flight->sent_s < QUICK_S)
+        in->window++;
     if (!reply->status)
         on_ingested(in, flight, &reply->answer.ingest);
     else
@@ -330,7 +340,7 @@ static void wait_for_replies(struct ingest *in)
 static void transfer(struct ingest *in)
 {
     while (!in->connection) {
-        while (in->flying < FLYING_MAX && !in->connection && !is_over(in)) {
+        while (in->flying < in->window && !in->connection && !is_over(in)) {
             take_next(in);
             take_replies(in);
             show_progress(in);
@@ -441,7 +451,7 @@ static int run(struct ctl *ctl)
     int code = ctl_connect(ctl);
     if (code)
         return code;
-    struct ingest in = {.ctl = ctl, .args = args, .start_s = ctl_now_s()};
+    struct ingest in = {.ctl = ctl, .args = args, .window = FLYING_FIRST, .start_s = ctl_now_s()};
     in.ids = ctl->common->json ? json_array() : NULL;
     in.size = ctl_source_measure(ctl->words, ctl->word_count);
     ctl_progress_init(&in.progress);
