@@ -20,7 +20,7 @@ for libraries in /usr/local/cuda/lib64 /usr/local/cuda/targets/x86_64-linux/lib 
     "$(python3 -c 'import nvidia.cu13, os; print(os.path.join(list(nvidia.cu13.__path__)[0], "lib"))' 2>/dev/null)"; do
     [ -e "$libraries/libcublasLt.so.13" ] && break
 done
-ours=(env "LD_LIBRARY_PATH=$libraries:${LD_LIBRARY_PATH:-}")
+ours=(env "LD_LIBRARY_PATH=$folder:$libraries:${LD_LIBRARY_PATH:-}")
 PATH=$PATH:/usr/local/cuda/bin
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader
 echo "cuBLASLt: $libraries"
