@@ -184,11 +184,13 @@ static enum samkv_status allocate_cache(struct reply *r, struct samkv_error *err
     return samkv_kv_cache_init(&job->cache, job->engine.model, job->rows, err);
 }
 
-/* While the device computes: the reply's host memory, whose pages take their time. */
-static void make_host_memory(void *arg)
+/* While the device computes: the reply's host memory, whose pages take their time, and the lease's descriptor. */
+static void make_hand_off(void *arg)
 {
     struct reply *r = arg;
-    r->status = new_memory(r, r->job->request->placement == SAMKV_PLACE_HOST, r->err);
+    r->status = new_memory(r, !r->lease, r->err);
+    if (!r->status && r->lease)
+        r->status = samkv_lease_export(r->lease, &r->device_fd, r->err);
 }
 
 /* K and V down to the reply; both lie in one piece on both sides. */
@@ -209,8 +211,8 @@ static enum samkv_status finish_on_device(struct reply *r, struct samkv_error *e
     enum samkv_status status = SAMKV_OK;
     if (!is_stored_type(job))
         status = convert_cache(job, r->lease ? samkv_lease_memory(r->lease) : r->converted, kv_bytes(job) / 2, err);
-    if (!status)
-        status = r->lease ? samkv_lease_export(r->lease, &r->device_fd, err) : download_cache(r, err);
+    if (!status && !r->lease)
+        status = download_cache(r, err);
     return status ? status : seal(r, err);
 }
 
@@ -223,7 +225,7 @@ static enum samkv_status run_discrete(struct reply *r, struct samkv_error *err)
     job->timing.reply = samkv_lap_ms(&since);
     r->err = &meanwhile_err;
     if (!status)
-        status = samkv_fetch_job_fill(job, make_host_memory, r, err);
+        status = samkv_fetch_job_fill(job, make_hand_off, r, err);
     samkv_lap_ms(&since);
     if (!status && r->status) {
         status = r->status;

@@ -6,29 +6,35 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "daemon/base/pool.h"
+#include "daemon/base/team.h"
 
-/* Half of the ring is filled while the other half is on its way. Large enough for the kept blocks of an ordinary fetch.
- */
-#define HALF_BYTES       ((size_t)128 << 20)
+/* All page-locked memory of fetches, unless one record is larger. Enough that threads hardly wait for what is under
+ * way. */
+#define RING_BYTES       ((size_t)256 << 20)
 #define DOWN_BYTES       ((size_t)16 << 20) /* a step of a reply on its way down */
+#define DOWN_STEPS       4
 #define RECORD_ALIGNMENT 64
+#define SLOTS            64
 #define MAX_THREADS      16
-#define BYTES_PER_THREAD (1u << 20) /* a thread is worth its start from about so many bytes on */
+#define BYTES_PER_THREAD (1u << 19) /* a thread is worth waking from about so many bytes on */
 
-struct half {
-    uint8_t *memory;
-    size_t bytes;
-    struct samkv_event *sent; /* everything that lay in it has arrived */
+/* A part of the ring, used again and again within a transfer. */
+struct slot {
+    struct samkv_event *sent; /* what lay in it has arrived */
+    size_t turn;              /* how often it was used: whose turn it is */
 };
 
 struct samkv_transfer {
     struct samkv_device *device;
     struct samkv_stream *stream;
     struct samkv_device_cache *cache;
-    pthread_mutex_t turn;        /* one transfer at a time */
-    pthread_mutex_t stream_lock; /* within it: the threads that decode share the stream */
-    struct half halves[2];
+    struct samkv_team *team;
+    pthread_mutex_t turn; /* one transfer at a time */
+    pthread_mutex_t lock; /* within it: the stream, which the threads that decode share, and the slots' turns */
+    pthread_cond_t turned;
+    uint8_t *ring;
+    size_t ring_bytes;
+    struct slot slots[SLOTS];
 };
 
 void samkv_transfer_free(struct samkv_transfer *t)
@@ -36,28 +42,37 @@ void samkv_transfer_free(struct samkv_transfer *t)
     if (!t)
         return;
     const struct samkv_ops *ops = t->device->ops;
-    for (int i = 0; i < 2; i++) {
-        ops->event_free(t->halves[i].sent);
-        ops->host_release(t->device, t->halves[i].memory);
-    }
+    for (int i = 0; i < SLOTS; i++)
+        ops->event_free(t->slots[i].sent);
+    ops->host_release(t->device, t->ring);
     samkv_device_cache_free(t->cache);
+    samkv_team_free(t->team);
     if (t->stream)
         ops->stream_free(t->stream);
+    pthread_cond_destroy(&t->turned);
     pthread_mutex_destroy(&t->turn);
-    pthread_mutex_destroy(&t->stream_lock);
+    pthread_mutex_destroy(&t->lock);
     free(t);
 }
 
-static enum samkv_status grow(struct samkv_transfer *t, struct half *half, size_t bytes)
+/* Nothing may be on its way. */
+static enum samkv_status reserve_ring(struct samkv_transfer *t, size_t bytes)
 {
-    if (bytes <= half->bytes)
+    if (bytes <= t->ring_bytes)
         return SAMKV_OK;
-    t->device->ops->host_release(t->device, half->memory);
-    *half = (struct half){.sent = half->sent};
-    enum samkv_status status = t->device->ops->host_alloc(t->device, bytes, (void **)&half->memory);
+    t->device->ops->host_release(t->device, t->ring);
+    t->ring = NULL;
+    t->ring_bytes = 0;
+    enum samkv_status status = t->device->ops->host_alloc(t->device, bytes, (void **)&t->ring);
     if (!status)
-        half->bytes = bytes;
+        t->ring_bytes = bytes;
     return status;
+}
+
+static int processors(void)
+{
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    return cores < 1 ? 1 : cores > MAX_THREADS ? MAX_THREADS : (int)cores;
 }
 
 enum samkv_status samkv_transfer_new(struct samkv_device *device, uint64_t cache_bytes, struct samkv_transfer **out,
@@ -68,13 +83,15 @@ enum samkv_status samkv_transfer_new(struct samkv_device *device, uint64_t cache
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     t->device = device;
     pthread_mutex_init(&t->turn, NULL);
-    pthread_mutex_init(&t->stream_lock, NULL);
-    enum samkv_status status = device->ops->stream_new(device, &t->stream);
-    for (int i = 0; i < 2 && !status; i++) {
-        status = device->ops->event_new(device, &t->halves[i].sent);
-        if (!status)
-            status = grow(t, &t->halves[i], HALF_BYTES);
-    }
+    pthread_mutex_init(&t->lock, NULL);
+    pthread_cond_init(&t->turned, NULL);
+    enum samkv_status status = samkv_team_new("transfer", processors(), &t->team);
+    if (!status)
+        status = device->ops->stream_new(device, &t->stream);
+    for (int i = 0; i < SLOTS && !status; i++)
+        status = device->ops->event_new(device, &t->slots[i].sent);
+    if (!status)
+        status = reserve_ring(t, RING_BYTES);
     if (!status)
         status = samkv_device_cache_new(device, cache_bytes, &t->cache);
     if (status) {
@@ -93,111 +110,124 @@ struct samkv_device_cache *samkv_transfer_cache(struct samkv_transfer *t)
 
 static int thread_count(size_t bytes)
 {
-    long cores = sysconf(_SC_NPROCESSORS_ONLN);
     size_t threads = bytes / BYTES_PER_THREAD + 1;
-    if (cores > 0 && threads > (size_t)cores)
-        threads = (size_t)cores;
     return threads > MAX_THREADS ? MAX_THREADS : (int)threads;
 }
 
 /* ------------------------------------------------------------------ up */
 
-/* Records that go up together, through one half of the ring. */
-struct wave {
+/* The missing records of one call, on their way through the ring. */
+struct ascent {
     struct samkv_transfer *t;
     struct samkv_record_want *wants;
     enum samkv_status (*fill)(void *arg, size_t i, void *host, struct samkv_error *);
     void *arg;
-    const size_t *missing; /* numbers of wants; this wave's are [0, count) */
+    const size_t *missing; /* [count] numbers of wants */
     size_t count;
-    const size_t *offsets; /* in the half */
-    struct half *half;
-    pthread_mutex_t lock; /* of the two below */
+    size_t slot_bytes, slots; /* record i of the missing goes through slot i % slots */
+    pthread_mutex_t lock;     /* of the two below */
     enum samkv_status status;
     struct samkv_error *err;
 };
 
-static void record_failure(struct wave *w, enum samkv_status status, const struct samkv_error *err)
+static void record_failure(struct ascent *a, enum samkv_status status, const struct samkv_error *err)
 {
-    pthread_mutex_lock(&w->lock);
-    if (!w->status) {
-        w->status = status;
-        if (w->err)
-            *w->err = *err;
+    pthread_mutex_lock(&a->lock);
+    if (!a->status) {
+        a->status = status;
+        if (a->err)
+            *a->err = *err;
     }
-    pthread_mutex_unlock(&w->lock);
+    pthread_mutex_unlock(&a->lock);
 }
 
-static bool has_failed(struct wave *w)
+static bool has_failed(struct ascent *a)
 {
-    pthread_mutex_lock(&w->lock);
-    bool failed = w->status != SAMKV_OK;
-    pthread_mutex_unlock(&w->lock);
+    pthread_mutex_lock(&a->lock);
+    bool failed = a->status != SAMKV_OK;
+    pthread_mutex_unlock(&a->lock);
     return failed;
+}
+
+/* Record and entry, decoded and made but not sent. */
+static enum samkv_status prepare(struct ascent *a, size_t number, void *host, struct samkv_error *err)
+{
+    struct samkv_record_want *want = &a->wants[number];
+    enum samkv_status status = a->fill(a->arg, number, host, err);
+    if (!status && samkv_device_cache_make(a->t->cache, &want->key, want->bytes, &want->entry))
+        status = samkv_fail(err, SAMKV_NO_MEMORY,
+                            "%s has no memory for the documents' blocks: ask for fewer documents or a lower ratio",
+                            a->t->device->name);
+    return status;
+}
+
+/* Waits until the records that used the slot before have left it: they were begun before, so they will. */
+static enum samkv_status await_slot(struct samkv_transfer *t, struct slot *slot, size_t turn, struct samkv_error *err)
+{
+    pthread_mutex_lock(&t->lock);
+    while (slot->turn != turn)
+        pthread_cond_wait(&t->turned, &t->lock);
+    pthread_mutex_unlock(&t->lock);
+    return t->device->ops->event_sync(slot->sent, err);
 }
 
 static void bring_one(void *arg, int i)
 {
-    struct wave *w = arg;
-    struct samkv_record_want *want = &w->wants[w->missing[i]];
-    struct samkv_transfer *t = w->t;
+    struct ascent *a = arg;
+    struct samkv_transfer *t = a->t;
+    struct slot *slot = &t->slots[(size_t)i % a->slots];
+    struct samkv_record_want *want = &a->wants[a->missing[i]];
+    uint8_t *host = t->ring + (size_t)i % a->slots * a->slot_bytes;
     struct samkv_error err = {0};
-    uint8_t *host = w->half->memory + w->offsets[i];
-    if (has_failed(w))
-        return;
-    enum samkv_status status = w->fill(w->arg, w->missing[i], host, &err);
-    if (!status && samkv_device_cache_make(t->cache, &want->key, want->bytes, &want->entry))
-        status = samkv_fail(&err, SAMKV_NO_MEMORY,
-                            "%s has no memory for the documents' blocks: ask for fewer documents or a lower ratio",
-                            t->device->name);
-    if (status) {
-        record_failure(w, status, &err);
-        return;
+    enum samkv_status status = await_slot(t, slot, (size_t)i / a->slots, &err);
+    if (!status && !has_failed(a))
+        status = prepare(a, a->missing[i], host, &err);
+    pthread_mutex_lock(&t->lock);
+    if (!status && want->entry) {
+        t->device->ops->upload(t->stream, samkv_cached_memory(want->entry), host, want->bytes);
+        t->device->ops->record(t->stream, slot->sent);
     }
-    pthread_mutex_lock(&t->stream_lock);
-    t->device->ops->upload(t->stream, samkv_cached_memory(want->entry), host, want->bytes);
-    pthread_mutex_unlock(&t->stream_lock);
+    slot->turn++;
+    pthread_cond_broadcast(&t->turned);
+    pthread_mutex_unlock(&t->lock);
+    if (status)
+        record_failure(a, status, &err);
 }
 
-static size_t aligned(size_t bytes)
+/* Cuts the ring into slots for the largest record. Returns the bytes of all. */
+static enum samkv_status cut_ring(struct ascent *a, size_t *bytes, struct samkv_error *err)
 {
-    return (bytes + RECORD_ALIGNMENT - 1) / RECORD_ALIGNMENT * RECORD_ALIGNMENT;
-}
-
-/* How many of the missing records go into a half, at least one; their offsets, and the bytes of all. */
-static size_t cut_wave(const struct samkv_record_want *wants, const size_t *missing, size_t count, size_t *offsets,
-                       size_t *bytes)
-{
-    size_t n = 0;
+    struct samkv_transfer *t = a->t;
+    size_t largest = 1;
     *bytes = 0;
-    while (n < count && (n == 0 || *bytes + wants[missing[n]].bytes <= HALF_BYTES)) {
-        offsets[n] = *bytes;
-        *bytes += aligned(wants[missing[n++]].bytes);
+    for (size_t i = 0; i < a->count; i++) {
+        size_t one = a->wants[a->missing[i]].bytes;
+        largest = one > largest ? one : largest;
+        *bytes += one;
     }
-    return n;
+    a->slot_bytes = (largest + RECORD_ALIGNMENT - 1) / RECORD_ALIGNMENT * RECORD_ALIGNMENT;
+    if (reserve_ring(t, a->slot_bytes))
+        return samkv_fail(err, SAMKV_NO_MEMORY, "no page-locked memory for a record of %zu MB", largest >> 20);
+    a->slots = t->ring_bytes / a->slot_bytes;
+    a->slots = a->slots > SLOTS ? SLOTS : a->slots;
+    for (int i = 0; i < SLOTS; i++)
+        t->slots[i].turn = 0;
+    return SAMKV_OK;
 }
 
-/* The missing records, wave by wave: one half is decoded into while the other is on its way. */
-static enum samkv_status bring_missing(struct samkv_transfer *t, struct wave *w, const size_t *missing, size_t count,
-                                       size_t *offsets, struct samkv_error *err)
+static enum samkv_status bring_missing(struct ascent *a, struct samkv_error *err)
 {
-    for (size_t first = 0, number = 0; first < count; first += w->count, number++) {
-        size_t bytes;
-        w->missing = missing + first;
-        w->offsets = offsets;
-        w->count = cut_wave(w->wants, w->missing, count - first, offsets, &bytes);
-        w->half = &t->halves[number % 2];
-        enum samkv_status status = t->device->ops->event_sync(w->half->sent, err);
-        if (!status && grow(t, w->half, bytes))
-            status = samkv_fail(err, SAMKV_NO_MEMORY, "no page-locked memory for a record of %zu MB", bytes >> 20);
-        if (status)
-            return status;
-        samkv_parallel_for((int)w->count, thread_count(bytes), bring_one, w);
-        t->device->ops->record(t->stream, w->half->sent);
-        if (w->status)
-            return w->status;
+    struct samkv_transfer *t = a->t;
+    size_t bytes;
+    pthread_mutex_lock(&t->turn);
+    enum samkv_status status = cut_ring(a, &bytes, err);
+    if (!status) {
+        samkv_team_run(t->team, (int)a->count, thread_count(bytes), bring_one, a);
+        status = a->status;
     }
-    return SAMKV_OK;
+    enum samkv_status synced = t->device->ops->sync(t->stream, status ? NULL : err);
+    pthread_mutex_unlock(&t->turn);
+    return status ? status : synced;
 }
 
 static size_t find_cached(struct samkv_transfer *t, struct samkv_record_want *wants, size_t count, size_t *missing)
@@ -211,37 +241,26 @@ static size_t find_cached(struct samkv_transfer *t, struct samkv_record_want *wa
     return n;
 }
 
-static enum samkv_status bring(struct samkv_transfer *t, struct wave *w, size_t *missing, size_t count,
-                               struct samkv_error *err)
-{
-    pthread_mutex_lock(&t->turn);
-    enum samkv_status status = bring_missing(t, w, missing, count, missing + count, err);
-    enum samkv_status synced = t->device->ops->sync(t->stream, status ? NULL : err);
-    pthread_mutex_unlock(&t->turn);
-    if (!status)
-        status = synced;
-    for (size_t i = 0; i < count && !status; i++)
-        samkv_device_cache_publish(w->wants[missing[i]].entry);
-    return status;
-}
-
 enum samkv_status samkv_transfer_up(struct samkv_transfer *t, struct samkv_record_want *wants, size_t count,
                                     enum samkv_status (*fill)(void *arg, size_t i, void *host, struct samkv_error *),
                                     void *arg, struct samkv_error *err)
 {
-    struct wave w = {.t = t, .wants = wants, .fill = fill, .arg = arg, .err = err};
-    size_t *missing = malloc(2 * (count + 1) * sizeof *missing);
+    struct ascent a = {.t = t, .wants = wants, .fill = fill, .arg = arg, .err = err};
+    size_t *missing = malloc((count + 1) * sizeof *missing);
     for (size_t i = 0; i < count; i++)
         wants[i].entry = NULL;
     if (!missing)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    size_t n = find_cached(t, wants, count, missing);
+    a.missing = missing;
+    a.count = find_cached(t, wants, count, missing);
     enum samkv_status status = SAMKV_OK;
-    if (n) {
-        pthread_mutex_init(&w.lock, NULL);
-        status = bring(t, &w, missing, n, err);
-        pthread_mutex_destroy(&w.lock);
+    if (a.count) {
+        pthread_mutex_init(&a.lock, NULL);
+        status = bring_missing(&a, err);
+        pthread_mutex_destroy(&a.lock);
     }
+    for (size_t i = 0; i < a.count && !status; i++)
+        samkv_device_cache_publish(wants[missing[i]].entry);
     free(missing);
     return status;
 }
@@ -317,18 +336,11 @@ static void copy_share(void *arg, int i)
     memcpy(s->to + first, s->from + first, left < s->share ? left : s->share);
 }
 
-static void spread_copy(uint8_t *to, const uint8_t *from, size_t bytes)
+static void spread_copy(struct samkv_transfer *t, uint8_t *to, const uint8_t *from, size_t bytes)
 {
-    int threads = thread_count(bytes) < 4 ? thread_count(bytes) : 4;
+    int threads = samkv_team_threads(t->team);
     struct spread s = {to, from, bytes, (bytes + (size_t)threads - 1) / (size_t)threads};
-    samkv_parallel_for((int)((bytes + s.share - 1) / s.share), threads, copy_share, &s);
-}
-
-static void start_down(struct samkv_transfer *t, size_t number, const uint8_t *from, size_t bytes)
-{
-    struct half *half = &t->halves[number % 2];
-    t->device->ops->download(t->stream, half->memory, from, bytes);
-    t->device->ops->record(t->stream, half->sent);
+    samkv_team_run(t->team, (int)((bytes + s.share - 1) / s.share), threads, copy_share, &s);
 }
 
 static size_t step_at(size_t first, size_t bytes)
@@ -336,24 +348,30 @@ static size_t step_at(size_t first, size_t bytes)
     return bytes - first < DOWN_BYTES ? bytes - first : DOWN_BYTES;
 }
 
-/* One step is on its way while the step before is copied on. */
+static void start_step(struct samkv_transfer *t, size_t number, const uint8_t *from, size_t bytes)
+{
+    t->device->ops->download(t->stream, t->ring + number % DOWN_STEPS * DOWN_BYTES, from + number * DOWN_BYTES,
+                             step_at(number * DOWN_BYTES, bytes));
+    t->device->ops->record(t->stream, t->slots[number % DOWN_STEPS].sent);
+}
+
+/* Some steps are on their way while an earlier one is copied on. */
 enum samkv_status samkv_transfer_down(struct samkv_transfer *t, const void *device_src, void *host_dst, size_t bytes,
                                       struct samkv_error *err)
 {
-    const uint8_t *from = device_src;
+    size_t steps = (bytes + DOWN_BYTES - 1) / DOWN_BYTES, started = 0;
     uint8_t *to = host_dst;
     enum samkv_status status = SAMKV_OK;
-    if (!bytes)
-        return SAMKV_OK;
     pthread_mutex_lock(&t->turn);
-    start_down(t, 0, from, step_at(0, bytes));
-    for (size_t first = 0, number = 0; first < bytes && !status; first += DOWN_BYTES, number++) {
-        size_t next = first + DOWN_BYTES;
-        if (next < bytes)
-            start_down(t, number + 1, from + next, step_at(next, bytes));
-        status = t->device->ops->event_sync(t->halves[number % 2].sent, err);
-        if (!status)
-            spread_copy(to + first, t->halves[number % 2].memory, step_at(first, bytes));
+    for (; started < steps && started < DOWN_STEPS; started++)
+        start_step(t, started, device_src, bytes);
+    for (size_t n = 0; n < steps && !status; n++) {
+        status = t->device->ops->event_sync(t->slots[n % DOWN_STEPS].sent, err);
+        if (status)
+            break;
+        spread_copy(t, to + n * DOWN_BYTES, t->ring + n % DOWN_STEPS * DOWN_BYTES, step_at(n * DOWN_BYTES, bytes));
+        if (started < steps)
+            start_step(t, started++, device_src, bytes);
     }
     enum samkv_status synced = t->device->ops->sync(t->stream, status ? NULL : err);
     pthread_mutex_unlock(&t->turn);
