@@ -95,10 +95,9 @@ static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device
     return SAMKV_OK;
 }
 
-static enum samkv_status open_device(const struct samkv_models_options *options, struct samkv_device **out, char *note,
-                                     size_t note_bytes, struct samkv_error *err)
+static enum samkv_status open_device(const struct samkv_models_options *options, const char *spec,
+                                     struct samkv_device **out, char *note, size_t note_bytes, struct samkv_error *err)
 {
-    const char *spec = options->device ? options->device : "auto";
     enum samkv_dtype wanted = options->dtype == SAMKV_F16 ? SAMKV_F16 : SAMKV_BF16;
     if (!strcmp(spec, "cpu"))
         return samkv_cpu_device_new(options->threads, out, err);
@@ -130,44 +129,66 @@ static enum samkv_status open_memory(struct samkv_models *models, const struct s
     return status;
 }
 
-enum samkv_status samkv_models_open(const struct samkv_models_options *options, struct samkv_models **out,
-                                    struct samkv_error *err)
+static enum samkv_status open_engines(struct samkv_models *models, const struct samkv_models_options *options,
+                                      struct samkv_error *err)
+{
+    enum samkv_dtype stored = options->dtype >= 0 ? (enum samkv_dtype)options->dtype : models->device->dtype;
+    for (size_t i = 0; i < options->spec_count; i++) {
+        struct samkv_engine *e = &models->engines[i];
+        enum samkv_status status = engine_open(e, models->device, options->specs[i], stored, err);
+        if (status)
+            return status;
+        if (samkv_models_find(models, e->model->name)) {
+            status = samkv_fail(err, SAMKV_INVALID, "two models are named '%s': give one another name", e->model->name);
+            engine_close(e);
+            return status;
+        }
+        models->count++;
+    }
+    return open_memory(models, options, err);
+}
+
+/* *is_gpu tells on which kind of device it failed. */
+static enum samkv_status open_on(const char *spec, const struct samkv_models_options *options,
+                                 struct samkv_models **out, bool *is_gpu, struct samkv_error *err)
 {
     char note[256] = "";
-    if (options->spec_count > SAMKV_MAX_MODELS)
-        return samkv_fail(err, SAMKV_INVALID, "%zu models are too many: name at most %d", options->spec_count,
-                          SAMKV_MAX_MODELS);
     struct samkv_models *models = calloc(1, sizeof *models);
     if (!models)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    enum samkv_status status = open_device(options, &models->device, note, sizeof note, err);
+    enum samkv_status status = open_device(options, spec, &models->device, note, sizeof note, err);
     if (status) {
         free(models);
         return status;
     }
     if (*note)
         samkv_log(SAMKV_LOG_INFO, "device note=\"%s\"", note);
-    enum samkv_dtype stored = options->dtype >= 0 ? (enum samkv_dtype)options->dtype : models->device->dtype;
-    for (size_t i = 0; i < options->spec_count && !status; i++) {
-        struct samkv_engine *e = &models->engines[i];
-        status = engine_open(e, models->device, options->specs[i], stored, err);
-        if (status)
-            break;
-        if (samkv_models_find(models, e->model->name)) {
-            status = samkv_fail(err, SAMKV_INVALID, "two models are named '%s': give one another name", e->model->name);
-            engine_close(e);
-            break;
-        }
-        models->count++;
-    }
-    if (!status)
-        status = open_memory(models, options, err);
-    if (status) {
+    *is_gpu = !models->device->unified;
+    status = open_engines(models, options, err);
+    if (status)
         samkv_models_close(models);
-        return status;
+    else
+        *out = models;
+    return status;
+}
+
+enum samkv_status samkv_models_open(const struct samkv_models_options *options, struct samkv_models **out,
+                                    struct samkv_error *err)
+{
+    const char *spec = options->device ? options->device : "auto";
+    struct samkv_error reason = {0};
+    bool is_gpu = false;
+    if (options->spec_count > SAMKV_MAX_MODELS)
+        return samkv_fail(err, SAMKV_INVALID, "%zu models are too many: name at most %d", options->spec_count,
+                          SAMKV_MAX_MODELS);
+    enum samkv_status status = open_on(spec, options, out, &is_gpu, &reason);
+    if ((status == SAMKV_NO_MEMORY || status == SAMKV_DEVICE) && is_gpu && !strcmp(spec, "auto")) {
+        samkv_log(SAMKV_LOG_WARNING, "the GPU is not used, the CPU is: %s", reason.text);
+        status = open_on("cpu", options, out, &is_gpu, &reason);
     }
-    *out = models;
-    return SAMKV_OK;
+    if (status && err)
+        *err = reason;
+    return status;
 }
 
 struct samkv_engine *samkv_models_find(struct samkv_models *models, const char *name)
