@@ -13,6 +13,10 @@
 static void engine_close(struct samkv_engine *e)
 {
     samkv_lane_free(e->lane);
+    samkv_lane_free(e->query_lane);
+    samkv_workspace_free(e->query_workspace);
+    if (e->query_stream)
+        e->device->ops->stream_free(e->query_stream);
     samkv_prefiller_free(e->prefiller);
     samkv_workspace_free(e->workspace);
     if (e->stream)
@@ -64,6 +68,29 @@ static enum samkv_status split_spec(const char *spec, char *name, size_t name_by
     return SAMKV_OK;
 }
 
+static enum samkv_status open_query_side(struct samkv_engine *e, struct samkv_error *err)
+{
+    if (e->device->unified)
+        return SAMKV_OK;
+    if (e->device->ops->stream_new(e->device, &e->query_stream))
+        return samkv_fail(err, SAMKV_DEVICE, "cannot make a stream on %s", e->device->name);
+    enum samkv_status status = samkv_workspace_new(e->model, &e->query_workspace, err);
+    if (!status && samkv_lane_new("queries", &e->query_lane))
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "cannot start the thread of queries");
+    return status;
+}
+
+struct samkv_engine samkv_engine_for_queries(const struct samkv_engine *engine)
+{
+    struct samkv_engine e = *engine;
+    if (e.query_lane) {
+        e.lane = e.query_lane;
+        e.stream = e.query_stream;
+        e.workspace = e.query_workspace;
+    }
+    return e;
+}
+
 static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device *device, const char *spec,
                                      enum samkv_dtype stored, struct samkv_error *err)
 {
@@ -82,6 +109,8 @@ static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device
         status = samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     if (!status && samkv_lane_new(name, &e->lane))
         status = samkv_fail(err, SAMKV_NO_MEMORY, "cannot start the thread of model '%s'", name);
+    if (!status)
+        status = open_query_side(e, err);
     if (status) {
         engine_close(e);
         return status;
