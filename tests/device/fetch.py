@@ -98,6 +98,33 @@ def median_ms(run, repeats=5):
     return statistics.median(times[1:])
 
 
+def describe(o):
+    """What the floors of the other lines need: the device, the model's shape, and the rate of copies from pinned memory."""
+    import torch
+    properties = torch.cuda.get_device_properties(0)
+    note(step="setup", device=properties.name, memory_gb=round(properties.total_memory * 1e-9, 1), torch=torch.__version__,
+         layers=o.layers, shape=SHAPE, document_tokens=DOCUMENT_TOKENS, query_tokens=QUERY_TOKENS, ratio=RATIO)
+    size = 256 << 20
+    host = torch.zeros(size, dtype=torch.uint8).pin_memory()
+    device = torch.zeros(size, dtype=torch.uint8, device="cuda")
+    for what, to, source in (("host to device", device, host), ("device to host", host, device)):
+        ms = median_ms(lambda: to.copy_(source, non_blocking=True))
+        note(step="copy", what=what, bytes=size, ms=round(ms, 3), gb_s=round(size / ms * 1e-6, 1))
+    del host, device
+    torch.cuda.empty_cache()
+
+
+def prompt(model, tokens, layers, label, repeats):
+    import torch
+    try:
+        ids = torch.randint(3, SHAPE["vocab"], (1, tokens), device="cuda")
+        ms = median_ms(lambda: model(ids, use_cache=True, logits_to_keep=1), repeats)
+        note(step="hf", what=label, tokens=tokens, repeats=repeats, ms=round(ms, 2),
+             tflop_s=round(prefill_tflop(tokens, layers, [tokens]) / ms * 1e3, 1))
+    except torch.cuda.OutOfMemoryError as e:
+        note(step="hf", what=label, tokens=tokens, error=str(e)[:200])
+
+
 def hugging_face(layers, documents):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -107,16 +134,11 @@ def hugging_face(layers, documents):
         model = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="sdpa")).eval()
     torch.set_default_dtype(torch.float32)
     with torch.inference_mode():
-        for tokens, label in ((16 * DOCUMENT_TOKENS + QUERY_TOKENS, "prompt"), (DOCUMENT_TOKENS, "document")):
-            ids = torch.randint(3, SHAPE["vocab"], (1, tokens), device="cuda")
-            ms = median_ms(lambda: model(ids, use_cache=True, logits_to_keep=1))
-            note(step="hf", what=label, tokens=tokens, ms=round(ms, 2),
-                 tflop_s=round(prefill_tflop(tokens, layers, [tokens]) / ms * 1e3, 1))
-        if documents > 16:
-            tokens = documents * DOCUMENT_TOKENS + QUERY_TOKENS
-            ids = torch.randint(3, SHAPE["vocab"], (1, tokens), device="cuda")
-            note(step="hf", what="prompt", tokens=tokens,
-                 ms=round(median_ms(lambda: model(ids, use_cache=True, logits_to_keep=1), 1), 2))
+        prompt(model, 16 * DOCUMENT_TOKENS + QUERY_TOKENS, layers, "prompt", 5)
+        prompt(model, DOCUMENT_TOKENS, layers, "document", 5)
+        for n in (4, 8, 32, 64):  # 16: above
+            if n <= documents:
+                prompt(model, n * DOCUMENT_TOKENS + QUERY_TOKENS, layers, "prompt", 5 if n < 16 else 1)
         x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
         ms = median_ms(lambda: [x @ x for _ in range(20)]) / 20
         note(step="hf", what="product 8192^3", ms=round(ms, 3), tflop_s=round(2 * 8192**3 / ms * 1e-9, 1))
@@ -204,15 +226,50 @@ def ingest(daemon, o):
             raise SystemExit("ingest failed")
 
 
-def drop_caches():
+def drop_caches(o):
+    """Throws the store out of the page cache: all of the cache where that is allowed, else the store's files, of which
+    nobody must have mapped what is to go."""
     os.sync()
-    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    try:
+        pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    except OSError:
+        pass
+    for path in o.store.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as f:
+                os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def mb_from_disk(process):
+    """What a process has caused to be read from a disk so far, page faults included; None where the kernel does not say."""
+    try:
+        fields = dict(l.split(": ") for l in pathlib.Path("/proc/%d/io" % process.pid).read_text().splitlines())
+        return int(fields["read_bytes"]) * 1e-6
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def cold(o, label, **options):
+    """One fetch by a daemon that has served other documents, so that all is warm in it but these."""
+    daemon = Daemon(o, "--device-cache-bytes", "1M")
+    try:
+        daemon.bench("cold, before", collection="warm-up", documents=min(16, o.documents), fetches=1, warm_up=2, **options)
+        drop_caches(o)
+        before = mb_from_disk(daemon.process)
+        line = daemon.bench(label, fetches=1, warm_up=0, **options)
+        after = mb_from_disk(daemon.process)
+        if line and before is not None and after is not None:
+            results[-1]["mb_disk"] = round(after - before, 2)
+            print(json.dumps(dict(mb_disk=results[-1]["mb_disk"])), flush=True)
+    finally:
+        daemon.stop()
 
 
 # ------------------------------------------------------------------ the steps
 
 def run_steps(o):
     steps = set(o.steps.split(","))
+    describe(o)
     if "hf" in steps:
         hugging_face(o.layers, o.hf_documents)
     make_model(o.model, o.layers)
@@ -243,20 +300,17 @@ def run_steps(o):
                          no_recompute=True, fixed=True)
     finally:
         daemon.stop()
-    if steps & {"host", "cold"}:
+    if "host" in steps:
         daemon = Daemon(o, "--device-cache-bytes", "1M")
         try:
-            if "host" in steps:
-                daemon.bench("warm in host memory", placement=placement, fetches=9, warm_up=3, **head)
-                daemon.bench("warm in host memory, cosine", placement=placement, fetches=9, warm_up=2, update="cosine", **head)
-            if "cold" in steps:
-                for i in range(3):
-                    drop_caches()
-                    daemon.bench("cold", placement=placement, fetches=1, warm_up=0, **head)
-                    drop_caches()
-                    daemon.bench("cold, cosine", placement=placement, fetches=1, warm_up=0, update="cosine", **head)
+            daemon.bench("warm in host memory", placement=placement, fetches=9, warm_up=3, **head)
+            daemon.bench("warm in host memory, cosine", placement=placement, fetches=9, warm_up=2, update="cosine", **head)
         finally:
             daemon.stop()
+    if "cold" in steps:
+        for i in range(3):
+            cold(o, "cold", placement=placement, **head)
+        cold(o, "cold, cosine", placement=placement, update="cosine", **head)
 
 
 def table():
@@ -267,7 +321,7 @@ def table():
             print("%-30s %4d %5.2f %3d %8.2f %8.2f %7.2f %7.2f %7.2f %7.2f %7.2f %7.2f %8.2f" % (
                 r["step"] + " " + r["placement"], r["documents"], r["ratio"], r["clients"], r["ms"], r["p90"], r["index"],
                 r["query_ms"], r["select"], r["read"], r["recompute"], r["reply"], r["fetches_s"]))
-        elif r["step"] in ("hf", "ingest", "start") or "error" in r:
+        elif r["step"] in ("setup", "copy", "hf", "ingest", "start") or "error" in r:
             print(json.dumps(r))
 
 
@@ -279,7 +333,7 @@ def main():
     parser.add_argument("--placements", default="device,host")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--documents", type=int, default=64)
-    parser.add_argument("--hf-documents", type=int, default=16)
+    parser.add_argument("--hf-documents", type=int, default=64)
     parser.add_argument("--folder", type=pathlib.Path, default="/dev/shm")
     parser.add_argument("--store", type=pathlib.Path, default="/tmp/samkv-bench-store")
     o = parser.parse_args()
