@@ -3,6 +3,7 @@
 
 #include "daemon/net/handlers.h"
 #include "daemon/samkv/lease.h"
+#include "daemon/samkv/transfer.h"
 
 /* Resident set, 0 where /proc is not there. */
 static uint64_t resident_bytes(void)
@@ -50,7 +51,7 @@ static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply
 }
 
 #define GAUGES        4
-#define DEVICE_GAUGES 4
+#define DEVICE_GAUGES 10
 #define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + DEVICE_GAUGES)
 
 static void put_counter(Samkv__Counter *counters, size_t *n, const char *name, double value)
@@ -72,6 +73,19 @@ static void put_leases(struct samkv_leases *leases, Samkv__Counter *counters, si
     put_counter(counters, n, "device_replies_limit_bytes", (double)stats.limit_bytes);
 }
 
+/* What the device keeps of hot documents. */
+static void put_device_cache(struct samkv_transfer *transfer, Samkv__Counter *counters, size_t *n)
+{
+    struct samkv_device_cache_stats stats;
+    samkv_device_cache_stats(samkv_transfer_cache(transfer), &stats);
+    put_counter(counters, n, "device_cache_records", (double)stats.entries);
+    put_counter(counters, n, "device_cache_bytes", (double)stats.bytes);
+    put_counter(counters, n, "device_cache_limit_bytes", (double)stats.budget_bytes);
+    put_counter(counters, n, "device_cache_hits", (double)stats.hits);
+    put_counter(counters, n, "device_cache_misses", (double)stats.misses);
+    put_counter(counters, n, "device_cache_evictions", (double)stats.evictions);
+}
+
 /* Counters of the table, then what is true just now. */
 static size_t fill_counters(const struct samkv_service *service, const struct samkv_store_stats *stats,
                             Samkv__Counter *counters)
@@ -88,6 +102,8 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
     put_counter(counters, &n, "store_commits", (double)stats->commits);
     if (service->models->leases)
         put_leases(service->models->leases, counters, &n);
+    if (service->models->transfer)
+        put_device_cache(service->models->transfer, counters, &n);
     return n;
 }
 

@@ -16,7 +16,7 @@
 #define MAX_FETCHES 100000
 
 struct setup {
-    const char *socket, *collection, *prefix, *label;
+    const char *socket, *collection, *warm_collection, *between, *prefix, *label;
     const char **ids;
     size_t documents, query_tokens;
     int clients, fetches, vocab;
@@ -139,7 +139,8 @@ static void usage(void)
           "32000]\n"
           "         [--ratio 0.15] [--fixed] [--update overwrite|cosine] [--no-recompute] [--without-query] "
           "[--placement host|device]\n"
-          "         [--clients 1] [--fetches 9] [--warm-up 1] [--label TEXT]\n",
+          "         [--clients 1] [--fetches 9] [--warm-up 1] [--warm-collection NAME] [--between COMMAND]"
+          " [--label TEXT]\n",
           stderr);
     exit(2);
 }
@@ -161,6 +162,8 @@ static int read_options(struct setup *s, int argc, char **argv)
                                           {"clients", 1, 0, 'C'},
                                           {"fetches", 1, 0, 'F'},
                                           {"warm-up", 1, 0, 'W'},
+                                          {"warm-collection", 1, 0, 'x'},
+                                          {"between", 1, 0, 'b'},
                                           {"label", 1, 0, 'l'},
                                           {0}};
     int c, warm_up = 1;
@@ -184,6 +187,8 @@ static int read_options(struct setup *s, int argc, char **argv)
         case 'C': s->clients = atoi(optarg); break;
         case 'F': s->fetches = atoi(optarg); break;
         case 'W': warm_up = atoi(optarg); break;
+        case 'x': s->warm_collection = optarg; break;
+        case 'b': s->between = optarg; break;
         case 'l': s->label = optarg; break;
         default: usage();
             /* clang-format on */
@@ -216,9 +221,13 @@ static void warm_up(const struct setup *s, int fetches)
     struct sample *samples = calloc((size_t)fetches + 1, sizeof *samples);
     struct runner r = {.setup = &few, .number = 9999, .samples = samples};
     few.fetches = fetches;
+    if (s->warm_collection)
+        few.options.collection = s->warm_collection;
     if (fetches > 0 && samples)
         run(&r);
     free(samples);
+    if (s->between && system(s->between))
+        exit(1);
 }
 
 int main(int argc, char **argv)

@@ -98,6 +98,33 @@ def median_ms(run, repeats=5):
     return statistics.median(times[1:])
 
 
+def describe(o):
+    """What the floors of the other lines need: the device, the model's shape, and the rate of copies from pinned memory."""
+    import torch
+    properties = torch.cuda.get_device_properties(0)
+    note(step="setup", device=properties.name, memory_gb=round(properties.total_memory * 1e-9, 1), torch=torch.__version__,
+         layers=o.layers, shape=SHAPE, document_tokens=DOCUMENT_TOKENS, query_tokens=QUERY_TOKENS, ratio=RATIO)
+    size = 256 << 20
+    host = torch.zeros(size, dtype=torch.uint8).pin_memory()
+    device = torch.zeros(size, dtype=torch.uint8, device="cuda")
+    for what, to, source in (("host to device", device, host), ("device to host", host, device)):
+        ms = median_ms(lambda: to.copy_(source, non_blocking=True))
+        note(step="copy", what=what, bytes=size, ms=round(ms, 3), gb_s=round(size / ms * 1e-6, 1))
+    del host, device
+    torch.cuda.empty_cache()
+
+
+def prompt(model, tokens, layers, label, repeats):
+    import torch
+    try:
+        ids = torch.randint(3, SHAPE["vocab"], (1, tokens), device="cuda")
+        ms = median_ms(lambda: model(ids, use_cache=True, logits_to_keep=1), repeats)
+        note(step="hf", what=label, tokens=tokens, repeats=repeats, ms=round(ms, 2),
+             tflop_s=round(prefill_tflop(tokens, layers, [tokens]) / ms * 1e3, 1))
+    except torch.cuda.OutOfMemoryError as e:
+        note(step="hf", what=label, tokens=tokens, error=str(e)[:200])
+
+
 def hugging_face(layers, documents):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -107,16 +134,11 @@ def hugging_face(layers, documents):
         model = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation="sdpa")).eval()
     torch.set_default_dtype(torch.float32)
     with torch.inference_mode():
-        for tokens, label in ((16 * DOCUMENT_TOKENS + QUERY_TOKENS, "prompt"), (DOCUMENT_TOKENS, "document")):
-            ids = torch.randint(3, SHAPE["vocab"], (1, tokens), device="cuda")
-            ms = median_ms(lambda: model(ids, use_cache=True, logits_to_keep=1))
-            note(step="hf", what=label, tokens=tokens, ms=round(ms, 2),
-                 tflop_s=round(prefill_tflop(tokens, layers, [tokens]) / ms * 1e3, 1))
-        if documents > 16:
-            tokens = documents * DOCUMENT_TOKENS + QUERY_TOKENS
-            ids = torch.randint(3, SHAPE["vocab"], (1, tokens), device="cuda")
-            note(step="hf", what="prompt", tokens=tokens,
-                 ms=round(median_ms(lambda: model(ids, use_cache=True, logits_to_keep=1), 1), 2))
+        prompt(model, 16 * DOCUMENT_TOKENS + QUERY_TOKENS, layers, "prompt", 5)
+        prompt(model, DOCUMENT_TOKENS, layers, "document", 5)
+        for n in (4, 8, 32, 64):  # 16: above
+            if n <= documents:
+                prompt(model, n * DOCUMENT_TOKENS + QUERY_TOKENS, layers, "prompt", 5 if n < 16 else 1)
         x = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
         ms = median_ms(lambda: [x @ x for _ in range(20)]) / 20
         note(step="hf", what="product 8192^3", ms=round(ms, 3), tflop_s=round(2 * 8192**3 / ms * 1e-9, 1))
@@ -204,15 +226,59 @@ def ingest(daemon, o):
             raise SystemExit("ingest failed")
 
 
-def drop_caches():
-    os.sync()
-    pathlib.Path("/proc/sys/vm/drop_caches").write_text("3\n")
+def drop_command(o):
+    """Shell: throws the store's file out of the page cache, but for what is mapped. Needs no privileges."""
+    return "sync; dd if=%s/data.mdb iflag=nocache count=0 status=none" % o.store
+
+
+def disk(o):
+    """The disk's own rate: the store's file, read past the page cache."""
+    subprocess.run(drop_command(o), shell=True, check=True)
+    file, size = o.store / "data.mdb", 1 << 30
+    start = time.perf_counter()
+    subprocess.run(["dd", "if=%s" % file, "of=/dev/null", "bs=4M", "count=%d" % (size >> 22), "iflag=direct", "status=none"],
+                   check=True)
+    seconds = time.perf_counter() - start
+    note(step="disk", gb_s=round(min(size, file.stat().st_size) / seconds * 1e-9, 2))
+
+
+def mb_from_disk(process):
+    """What a process has caused to be read from a disk so far, page faults included; None where the kernel does not say."""
+    try:
+        fields = dict(l.split(": ") for l in pathlib.Path("/proc/%d/io" % process.pid).read_text().splitlines())
+        return int(fields["read_bytes"]) * 1e-6
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def cold(o, label, **options):
+    """One fetch by a daemon and a client that have served other documents: all is warm in them but these."""
+    daemon = Daemon(o, "--device-cache-bytes", "1M")
+    try:
+        before = mb_from_disk(daemon.process)
+        line = daemon.bench(label, fetches=1, warm_up=2, warm_collection="warm-up", between=drop_command(o), **options)
+        after = mb_from_disk(daemon.process)
+        if line and before is not None and after is not None:
+            results[-1]["mb_disk"] = round(after - before, 2)
+    finally:
+        daemon.stop()
+
+
+def blend(o):
+    """The daemon must not have the store."""
+    said = subprocess.run([str(o.bin / "bench_blend"), "m=%s" % o.model, str(o.store), "d", "16", str(QUERY_TOKENS),
+                           str(RATIO)], capture_output=True, text=True, env=environment(o))
+    if said.returncode:
+        note(step="cacheblend", error=said.stderr.strip()[-300:])
+    else:
+        note(step="cacheblend", **json.loads(said.stdout))
 
 
 # ------------------------------------------------------------------ the steps
 
 def run_steps(o):
     steps = set(o.steps.split(","))
+    describe(o)
     if "hf" in steps:
         hugging_face(o.layers, o.hf_documents)
     make_model(o.model, o.layers)
@@ -243,20 +309,20 @@ def run_steps(o):
                          no_recompute=True, fixed=True)
     finally:
         daemon.stop()
-    if steps & {"host", "cold"}:
+    if "host" in steps:
         daemon = Daemon(o, "--device-cache-bytes", "1M")
         try:
-            if "host" in steps:
-                daemon.bench("warm in host memory", placement=placement, fetches=9, warm_up=3, **head)
-                daemon.bench("warm in host memory, cosine", placement=placement, fetches=9, warm_up=2, update="cosine", **head)
-            if "cold" in steps:
-                for i in range(3):
-                    drop_caches()
-                    daemon.bench("cold", placement=placement, fetches=1, warm_up=0, **head)
-                    drop_caches()
-                    daemon.bench("cold, cosine", placement=placement, fetches=1, warm_up=0, update="cosine", **head)
+            daemon.bench("warm in host memory", placement=placement, fetches=9, warm_up=3, **head)
+            daemon.bench("warm in host memory, cosine", placement=placement, fetches=9, warm_up=2, update="cosine", **head)
         finally:
             daemon.stop()
+    if "alternatives" in steps:
+        blend(o)
+    if "cold" in steps:
+        disk(o)
+        for i in range(3):
+            cold(o, "cold", placement=placement, **head)
+        cold(o, "cold, cosine", placement=placement, update="cosine", **head)
 
 
 def table():
@@ -267,7 +333,7 @@ def table():
             print("%-30s %4d %5.2f %3d %8.2f %8.2f %7.2f %7.2f %7.2f %7.2f %7.2f %7.2f %8.2f" % (
                 r["step"] + " " + r["placement"], r["documents"], r["ratio"], r["clients"], r["ms"], r["p90"], r["index"],
                 r["query_ms"], r["select"], r["read"], r["recompute"], r["reply"], r["fetches_s"]))
-        elif r["step"] in ("hf", "ingest", "start") or "error" in r:
+        elif r["step"] in ("setup", "copy", "disk", "hf", "ingest", "cacheblend", "start") or "error" in r:
             print(json.dumps(r))
 
 
@@ -279,7 +345,7 @@ def main():
     parser.add_argument("--placements", default="device,host")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--documents", type=int, default=64)
-    parser.add_argument("--hf-documents", type=int, default=16)
+    parser.add_argument("--hf-documents", type=int, default=64)
     parser.add_argument("--folder", type=pathlib.Path, default="/dev/shm")
     parser.add_argument("--store", type=pathlib.Path, default="/tmp/samkv-bench-store")
     o = parser.parse_args()
