@@ -169,6 +169,7 @@ static enum samkv_status place(struct list *l, size_t first, size_t end, struct 
 
 struct plan {
     struct samkv_fetch_job *job;
+    struct samkv_engine engine; /* as queries use it */
     struct list list;
     size_t index_first;   /* want of the first index record: [document][stable] from there on */
     size_t rows;          /* preamble and anchors */
@@ -201,7 +202,7 @@ static void plan_deinit(struct plan *p)
 static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, struct samkv_error *err)
 {
     size_t n = job->document_count, blocks = 0, tokens = job->collection.preamble_tokens + (size_t)job->total_tokens;
-    *p = (struct plan){.job = job, .err = err};
+    *p = (struct plan){.job = job, .engine = samkv_engine_for_queries(&job->engine), .err = err};
     latch_init(&p->indexed);
     for (size_t i = 0; i < n; i++)
         blocks += job->documents[i].blocks.count;
@@ -307,17 +308,17 @@ static void score_on_lane(void *arg)
         .ready = wait_for_index,
         .ready_arg = p,
     };
-    p->status = samkv_query_scores(&job->engine, &p->cache, &query, &scoring, &p->lane_err);
+    p->status = samkv_query_scores(&p->engine, &p->cache, &query, &scoring, &p->lane_err);
 }
 
 /* The query's pass; the index, of which only the scores know, comes meanwhile. */
 static enum samkv_status score(struct plan *p)
 {
     struct samkv_lane_job lane_job;
-    samkv_lane_start(p->job->engine.lane, SAMKV_URGENT, score_on_lane, p, &lane_job);
+    samkv_lane_start(p->engine.lane, SAMKV_URGENT, score_on_lane, p, &lane_job);
     enum samkv_status status = bring_index(p);
     latch_set(&p->indexed, status);
-    samkv_lane_wait(p->job->engine.lane, &lane_job);
+    samkv_lane_wait(p->engine.lane, &lane_job);
     if (status || !p->status)
         return status;
     if (p->err)

@@ -13,6 +13,10 @@
 static void engine_close(struct samkv_engine *e)
 {
     samkv_lane_free(e->lane);
+    samkv_lane_free(e->query_lane);
+    samkv_workspace_free(e->query_workspace);
+    if (e->query_stream)
+        e->device->ops->stream_free(e->query_stream);
     samkv_prefiller_free(e->prefiller);
     samkv_workspace_free(e->workspace);
     if (e->stream)
@@ -64,6 +68,29 @@ static enum samkv_status split_spec(const char *spec, char *name, size_t name_by
     return SAMKV_OK;
 }
 
+static enum samkv_status open_query_side(struct samkv_engine *e, struct samkv_error *err)
+{
+    if (e->device->unified)
+        return SAMKV_OK;
+    if (e->device->ops->stream_new(e->device, &e->query_stream))
+        return samkv_fail(err, SAMKV_DEVICE, "cannot make a stream on %s", e->device->name);
+    enum samkv_status status = samkv_workspace_new(e->model, &e->query_workspace, err);
+    if (!status && samkv_lane_new("queries", &e->query_lane))
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "cannot start the thread of queries");
+    return status;
+}
+
+struct samkv_engine samkv_engine_for_queries(const struct samkv_engine *engine)
+{
+    struct samkv_engine e = *engine;
+    if (e.query_lane) {
+        e.lane = e.query_lane;
+        e.stream = e.query_stream;
+        e.workspace = e.query_workspace;
+    }
+    return e;
+}
+
 static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device *device, const char *spec,
                                      enum samkv_dtype stored, struct samkv_error *err)
 {
@@ -82,6 +109,8 @@ static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device
         status = samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     if (!status && samkv_lane_new(name, &e->lane))
         status = samkv_fail(err, SAMKV_NO_MEMORY, "cannot start the thread of model '%s'", name);
+    if (!status)
+        status = open_query_side(e, err);
     if (status) {
         engine_close(e);
         return status;
@@ -95,10 +124,9 @@ static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device
     return SAMKV_OK;
 }
 
-static enum samkv_status open_device(const struct samkv_models_options *options, struct samkv_device **out, char *note,
-                                     size_t note_bytes, struct samkv_error *err)
+static enum samkv_status open_device(const struct samkv_models_options *options, const char *spec,
+                                     struct samkv_device **out, char *note, size_t note_bytes, struct samkv_error *err)
 {
-    const char *spec = options->device ? options->device : "auto";
     enum samkv_dtype wanted = options->dtype == SAMKV_F16 ? SAMKV_F16 : SAMKV_BF16;
     if (!strcmp(spec, "cpu"))
         return samkv_cpu_device_new(options->threads, out, err);
@@ -130,44 +158,66 @@ static enum samkv_status open_memory(struct samkv_models *models, const struct s
     return status;
 }
 
-enum samkv_status samkv_models_open(const struct samkv_models_options *options, struct samkv_models **out,
-                                    struct samkv_error *err)
+static enum samkv_status open_engines(struct samkv_models *models, const struct samkv_models_options *options,
+                                      struct samkv_error *err)
+{
+    enum samkv_dtype stored = options->dtype >= 0 ? (enum samkv_dtype)options->dtype : models->device->dtype;
+    for (size_t i = 0; i < options->spec_count; i++) {
+        struct samkv_engine *e = &models->engines[i];
+        enum samkv_status status = engine_open(e, models->device, options->specs[i], stored, err);
+        if (status)
+            return status;
+        if (samkv_models_find(models, e->model->name)) {
+            status = samkv_fail(err, SAMKV_INVALID, "two models are named '%s': give one another name", e->model->name);
+            engine_close(e);
+            return status;
+        }
+        models->count++;
+    }
+    return open_memory(models, options, err);
+}
+
+/* *is_gpu tells on which kind of device it failed. */
+static enum samkv_status open_on(const char *spec, const struct samkv_models_options *options,
+                                 struct samkv_models **out, bool *is_gpu, struct samkv_error *err)
 {
     char note[256] = "";
-    if (options->spec_count > SAMKV_MAX_MODELS)
-        return samkv_fail(err, SAMKV_INVALID, "%zu models are too many: name at most %d", options->spec_count,
-                          SAMKV_MAX_MODELS);
     struct samkv_models *models = calloc(1, sizeof *models);
     if (!models)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    enum samkv_status status = open_device(options, &models->device, note, sizeof note, err);
+    enum samkv_status status = open_device(options, spec, &models->device, note, sizeof note, err);
     if (status) {
         free(models);
         return status;
     }
     if (*note)
         samkv_log(SAMKV_LOG_INFO, "device note=\"%s\"", note);
-    enum samkv_dtype stored = options->dtype >= 0 ? (enum samkv_dtype)options->dtype : models->device->dtype;
-    for (size_t i = 0; i < options->spec_count && !status; i++) {
-        struct samkv_engine *e = &models->engines[i];
-        status = engine_open(e, models->device, options->specs[i], stored, err);
-        if (status)
-            break;
-        if (samkv_models_find(models, e->model->name)) {
-            status = samkv_fail(err, SAMKV_INVALID, "two models are named '%s': give one another name", e->model->name);
-            engine_close(e);
-            break;
-        }
-        models->count++;
-    }
-    if (!status)
-        status = open_memory(models, options, err);
-    if (status) {
+    *is_gpu = !models->device->unified;
+    status = open_engines(models, options, err);
+    if (status)
         samkv_models_close(models);
-        return status;
+    else
+        *out = models;
+    return status;
+}
+
+enum samkv_status samkv_models_open(const struct samkv_models_options *options, struct samkv_models **out,
+                                    struct samkv_error *err)
+{
+    const char *spec = options->device ? options->device : "auto";
+    struct samkv_error reason = {0};
+    bool is_gpu = false;
+    if (options->spec_count > SAMKV_MAX_MODELS)
+        return samkv_fail(err, SAMKV_INVALID, "%zu models are too many: name at most %d", options->spec_count,
+                          SAMKV_MAX_MODELS);
+    enum samkv_status status = open_on(spec, options, out, &is_gpu, &reason);
+    if ((status == SAMKV_NO_MEMORY || status == SAMKV_DEVICE) && is_gpu && !strcmp(spec, "auto")) {
+        samkv_log(SAMKV_LOG_WARNING, "the GPU is not used, the CPU is: %s", reason.text);
+        status = open_on("cpu", options, out, &is_gpu, &reason);
     }
-    *out = models;
-    return SAMKV_OK;
+    if (status && err)
+        *err = reason;
+    return status;
 }
 
 struct samkv_engine *samkv_models_find(struct samkv_models *models, const char *name)

@@ -24,6 +24,11 @@ struct samkv_engine {
     struct samkv_lane *lane;
     struct samkv_stream *stream;
     struct samkv_workspace *workspace;
+    /* On a device that is not unified, a lane of their own for the passes of queries: few rows, bound by the weights'
+     * bytes, they run beside another fetch's recomputation, which is bound by arithmetic, and do not wait for it. */
+    struct samkv_lane *query_lane;
+    struct samkv_stream *query_stream;
+    struct samkv_workspace *query_workspace;
     struct samkv_prefiller *prefiller; /* of documents that wait at the same time */
     struct samkv_leases *leases;       /* of the device, as in samkv_models */
     struct samkv_transfer *transfer;   /* likewise */
@@ -52,6 +57,9 @@ struct samkv_models_options {
 enum samkv_status samkv_models_open(const struct samkv_models_options *, struct samkv_models **out,
                                     struct samkv_error *) SAMKV_MUST_USE;
 void samkv_models_close(struct samkv_models *); /* NULL is allowed */
+
+/* The engine as queries' passes use it: lane, stream and workspace are those of queries, where there are any. */
+struct samkv_engine samkv_engine_for_queries(const struct samkv_engine *);
 
 /* By name; NULL or "" is the first. NULL when there is none. */
 struct samkv_engine *samkv_models_find(struct samkv_models *, const char *name);

@@ -9,12 +9,14 @@
  * floor beside each is FLOPs over the rate that this device reaches on a large square product.
  */
 #include <jansson.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/pool.h"
 #include "daemon/base/spin.h"
 #include "daemon/fetch/ask.h"
 #include "daemon/fetch/fetch.h"
@@ -23,6 +25,7 @@
 #define PREAMBLE      "<|im_start|>system\nAnswer with a few words, from the documents.<|im_end|>\n<|im_start|>user\n"
 #define MAX_DOCUMENTS 64
 #define REPEATS       5
+#define IN_FLIGHT     32 /* documents of --random */
 
 static int by_value(const void *a, const void *b)
 {
@@ -97,6 +100,7 @@ struct bench {
     size_t query_tokens;
     uint32_t tokens;
     double ingest_ms, prefill_ms, ingest_gflop;
+    pthread_mutex_t lock; /* of what documents add up to, when several are ingested at a time */
     uint64_t raw, stored;
 };
 
@@ -107,11 +111,13 @@ static void ingest_one(struct bench *b, const struct samkv_ingest_request *reque
     struct samkv_ingest_result result;
     if (samkv_ingest(b->models, b->store, request, &result, &err))
         die("ingest", &err);
+    pthread_mutex_lock(&b->lock);
     b->tokens += result.documents[0].tokens;
     b->raw += result.documents[0].bytes_raw;
     b->stored += result.documents[0].bytes_stored;
     b->prefill_ms += result.prefill_ms;
     b->ingest_gflop += gflop(c, result.documents[0].tokens, result.documents[0].tokens / 2.0 + 20);
+    pthread_mutex_unlock(&b->lock);
     samkv_ingest_result_deinit(&result);
 }
 
@@ -159,21 +165,39 @@ static int32_t *random_tokens(const struct bench *b, size_t count)
     return tokens;
 }
 
+/* Documents of chance tokens, all on their way at once as a daemon has them. */
+struct random_documents {
+    struct bench *bench;
+    int32_t *tokens[MAX_DOCUMENTS];
+    size_t count;
+};
+
+static void ingest_random_one(void *arg, int i)
+{
+    const struct random_documents *all = arg;
+    const struct samkv_ingest_request request = {
+        .id = all->bench->ids[i],
+        .tokens = all->tokens[i],
+        .token_count = all->count,
+        .spec = {.block_tokens = -1, .init_tokens = -1, .local_tokens = -1},
+    };
+    ingest_one(all->bench, &request);
+}
+
 static void ingest_random(struct bench *b, size_t documents, size_t count)
 {
-    double start = samkv_now_ms();
-    for (size_t i = 0; i < documents && i < MAX_DOCUMENTS; i++) {
-        int32_t *tokens = random_tokens(b, count);
-        const struct samkv_ingest_request request = {
-            .id = next_id(b),
-            .tokens = tokens,
-            .token_count = count,
-            .spec = {.block_tokens = -1, .init_tokens = -1, .local_tokens = -1},
-        };
-        ingest_one(b, &request);
-        free(tokens);
+    struct random_documents all = {.bench = b, .count = count};
+    if (documents > MAX_DOCUMENTS)
+        documents = MAX_DOCUMENTS;
+    for (size_t i = 0; i < documents; i++) {
+        all.tokens[i] = random_tokens(b, count);
+        next_id(b);
     }
+    double start = samkv_now_ms();
+    samkv_parallel_for((int)documents, IN_FLIGHT, ingest_random_one, &all);
     b->ingest_ms = samkv_now_ms() - start;
+    for (size_t i = 0; i < documents; i++)
+        free(all.tokens[i]);
 }
 
 static bool on_text(void *arg, const char *text, size_t bytes)
@@ -298,7 +322,7 @@ static void fill_from_file(struct bench *b, const char *path, const char **quest
 
 int main(int argc, char **argv)
 {
-    struct bench b = {0};
+    struct bench b = {.lock = PTHREAD_MUTEX_INITIALIZER};
     struct samkv_error err = {0};
     char directory[] = "/tmp/samkv-bench-XXXXXX", command[64];
     const char *question = NULL;
