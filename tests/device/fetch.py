@@ -4,8 +4,9 @@
 usage: fetch.py BIN RESULTS.json [--steps hf,ingest,hot,host,cold,documents,ratios,clients,alternatives]
                 [--layers 32] [--documents 64] [--folder /dev/shm]
 
-BIN: samkvd, samkvctl and bench_hand_off with their libraries. The model has the shape of Llama-3.1-8B and random weights;
-its files are made in --folder (16 GB). Every measurement is a line of JSON in RESULTS; the last lines are a short table.
+BIN: samkvd, samkvctl, bench_hand_off and bench_blend with their libraries. The model has the shape of Llama-3.1-8B and
+random weights; its files are made in --folder (16 GB). Every measurement is a line of JSON in RESULTS (tests/bench/page.py
+makes a page with plots of them); the last lines are a short table.
 Needs PyTorch, and transformers for `hf`.
 """
 import argparse
@@ -300,6 +301,8 @@ def run_steps(o):
                          no_recompute=True, fixed=True)
     finally:
         daemon.stop()
+    if "alternatives" in steps:
+        blend(o, RATIO, min(16, o.documents))
     if "host" in steps:
         daemon = Daemon(o, "--device-cache-bytes", "1M")
         try:
@@ -313,6 +316,16 @@ def run_steps(o):
         cold(o, "cold, cosine", placement=placement, update="cosine", **head)
 
 
+def blend(o, ratio, documents):
+    """Recomputation in the manner of CacheBlend, by a program that opens the store itself: no daemon may have it open."""
+    command = [str(o.bin / "bench_blend"), "m=%s" % o.model, str(o.store), "d", str(documents), str(QUERY_TOKENS), str(ratio)]
+    try:
+        said = subprocess.run(command, check=True, capture_output=True, text=True, timeout=START_S, env=environment(o))
+        note(step="cacheblend", **json.loads(said.stdout))
+    except (OSError, subprocess.SubprocessError, ValueError) as e:
+        note(step="cacheblend", error=str(getattr(e, "stderr", None) or e).strip()[-300:])
+
+
 def table():
     print("\n%-30s %4s %5s %3s %8s %8s %7s %7s %7s %7s %7s %7s %8s" % (
         "what", "docs", "ratio", "cl", "ms", "p90", "index", "query", "select", "read", "recomp", "reply", "fetch/s"))
@@ -321,7 +334,7 @@ def table():
             print("%-30s %4d %5.2f %3d %8.2f %8.2f %7.2f %7.2f %7.2f %7.2f %7.2f %7.2f %8.2f" % (
                 r["step"] + " " + r["placement"], r["documents"], r["ratio"], r["clients"], r["ms"], r["p90"], r["index"],
                 r["query_ms"], r["select"], r["read"], r["recompute"], r["reply"], r["fetches_s"]))
-        elif r["step"] in ("setup", "copy", "hf", "ingest", "start") or "error" in r:
+        elif r["step"] in ("setup", "copy", "hf", "ingest", "start", "cacheblend") or "error" in r:
             print(json.dumps(r))
 
 
