@@ -59,7 +59,8 @@ def prompt_tokens(line):
 
 def times(r, line):
     """How many times faster than Hugging Face's prefill of the same number of tokens, or None."""
-    full = r.full(prompt_tokens(line) or r.main_tokens)
+    alike = r.main and line.get("documents") == r.main["documents"]
+    full = line if line["step"] == "hf" else r.full(prompt_tokens(line) or (r.main_tokens if alike else None))
     return full["ms"] / line["ms"] if full else None
 
 
@@ -438,8 +439,8 @@ def section_not_measured(r):
     if missing:
         text += "- Missing from this run: " + ", ".join(missing) + ".\n"
     return text + (
-        "- The quality of answers: the weights and the tokens are random. Times hardly depend on them, but how far K and V "
-        "compress does, and with it what is read and stored.\n"
+        "- The quality of answers: the weights and the tokens are random. With real ones K and V compress otherwise, and so "
+        "other amounts are read and stored.\n"
         "- Other shapes of models, other lengths of documents and queries, and other GPUs.\n"
         "- An engine that goes on with the cache, and serving engines (vLLM, SGLang) in place of Hugging Face transformers.\n"
         "- Hugging Face with several clients; its prefill is of one prompt, alone on the device.\n"

@@ -4,8 +4,9 @@
 usage: fetch.py BIN RESULTS.json [--steps hf,ingest,hot,host,cold,documents,ratios,clients,alternatives]
                 [--layers 32] [--documents 64] [--folder /dev/shm]
 
-BIN: samkvd, samkvctl and bench_hand_off with their libraries. The model has the shape of Llama-3.1-8B and random weights;
-its files are made in --folder (16 GB). Every measurement is a line of JSON in RESULTS; the last lines are a short table.
+BIN: samkvd, samkvctl, bench_hand_off and bench_blend with their libraries. The model has the shape of Llama-3.1-8B and
+random weights; its files are made in --folder (16 GB). Every measurement is a line of JSON in RESULTS (tests/bench/page.py
+makes a page with plots of them); the last lines are a short table.
 Needs PyTorch, and transformers for `hf`.
 """
 import argparse
@@ -242,24 +243,23 @@ def disk(o):
     note(step="disk", gb_s=round(min(size, file.stat().st_size) / seconds * 1e-9, 2))
 
 
-def mb_from_disk(process):
-    """What a process has caused to be read from a disk so far, page faults included; None where the kernel does not say."""
-    try:
-        fields = dict(l.split(": ") for l in pathlib.Path("/proc/%d/io" % process.pid).read_text().splitlines())
-        return int(fields["read_bytes"]) * 1e-6
-    except (OSError, KeyError, ValueError):
-        return None
+def mb_read(text):
+    """What a process has caused to be read from a disk, page faults included, by its /proc file; None if that says nothing."""
+    for line in text.splitlines():
+        if line.startswith("read_bytes:"):
+            return int(line.split(":")[1]) * 1e-6
+    return None
 
 
 def cold(o, label, **options):
     """One fetch by a daemon and a client that have served other documents: all is warm in them but these."""
     daemon = Daemon(o, "--device-cache-bytes", "1M")
+    counters, before = pathlib.Path("/proc/%d/io" % daemon.process.pid), o.folder / "samkv-bench-io"
     try:
-        before = mb_from_disk(daemon.process)
-        line = daemon.bench(label, fetches=1, warm_up=2, warm_collection="warm-up", between=drop_command(o), **options)
-        after = mb_from_disk(daemon.process)
-        if line and before is not None and after is not None:
-            results[-1]["mb_disk"] = round(after - before, 2)
+        line = daemon.bench(label, fetches=1, warm_up=2, warm_collection="warm-up",
+                            between="cat %s >%s; %s" % (counters, before, drop_command(o)), **options)
+        if line and mb_read(counters.read_text()) is not None:
+            results[-1]["mb_disk"] = round(mb_read(counters.read_text()) - mb_read(before.read_text()), 2)
     finally:
         daemon.stop()
 
