@@ -155,6 +155,25 @@ START_TEST(every_part_of_a_key_counts)
 }
 END_TEST
 
+/* So many of one document that a look-up meets others on its way. */
+START_TEST(records_of_one_document_are_told_apart)
+{
+    struct samkv_cached_key key = key_of(1);
+    for (key.number = 0; key.number < 2000; key.number++) {
+        struct samkv_cached *entry;
+        ck_assert_int_eq(samkv_device_cache_make(cache, &key, 64, &entry), SAMKV_OK);
+        samkv_device_cache_publish(entry);
+        samkv_device_cache_unpin(entry);
+    }
+    key.kind = SAMKV_CACHED_INDEX;
+    for (key.number = 0; key.number < 2000; key.number++)
+        ck_assert_ptr_null(samkv_device_cache_find(cache, &key));
+    key.kind = SAMKV_CACHED_BLOCK;
+    for (key.number = 2000; key.number < 4000; key.number++)
+        ck_assert_ptr_null(samkv_device_cache_find(cache, &key));
+}
+END_TEST
+
 START_TEST(nobody_finds_what_is_not_published)
 {
     struct samkv_cached *entry = make(1, MB);
@@ -394,6 +413,7 @@ int main(void)
     tcase_add_checked_fixture(tc, set_up, tear_down);
     tcase_add_test(tc, what_is_published_is_found);
     tcase_add_test(tc, every_part_of_a_key_counts);
+    tcase_add_test(tc, records_of_one_document_are_told_apart);
     tcase_add_test(tc, nobody_finds_what_is_not_published);
     tcase_add_test(tc, the_least_recently_used_goes_first);
     tcase_add_test(tc, a_pin_makes_it_recent);

@@ -357,7 +357,7 @@ enum { WIDTH = KV_HEADS * HEAD_DIM, CACHE = LAYERS * ROWS * WIDTH };
 
 static const float untouched = 1234.5f, rope_scale = 1.25f;
 static const double inv_freq[HEAD_DIM / 2] = {1.0, 0.1, 0.01};
-static const int first_row[RECORDS] = {0, 9, 5}, first_layer[RECORDS] = {0, 2, LAYERS};
+static const int first_row[RECORDS] = {0, ROWS - BLOCK, 5}, first_layer[RECORDS] = {0, 2, LAYERS};
 
 /* A record is [layers][K, V][tokens][width]. */
 static enum samkv_status fill_floats(void *arg, size_t i, void *host, struct samkv_error *err)
