@@ -44,6 +44,7 @@ static struct samkv_pending *find_pending(struct samkv_client *client, uint64_t 
 
 static void forget(struct samkv_client *client, struct samkv_pending *pending)
 {
+    samkv_device_unmap(&pending->announced);
     free(pending->done);
     *pending = client->pending[--client->pending_count];
 }
@@ -112,8 +113,35 @@ static void deliver_piece(struct samkv_client *client, struct samkv_pending *pen
     free(piece);
 }
 
-static bool may_stream(enum samkv_operation operation)
+/*
+ * Where K and V of a fetch will be: mapped while the daemon still computes. A later announcement takes an earlier one's
+ * place. What fails here becomes the request's failure when its answer is complete.
+ */
+static void on_announcement(struct samkv_pending *pending, struct samkv_incoming *incoming)
 {
+    struct samkv_error *err = &pending->announce_failure;
+    Samkv__FetchReply *m = samkv__fetch_reply__unpack(NULL, incoming->frame.payload_bytes, incoming->payload);
+    samkv_device_unmap(&pending->announced);
+    *err = (struct samkv_error){.status = SAMKV_OK};
+    rearm(pending);
+    if (pending->abandoned) {
+        err->status = SAMKV_CANCELLED; /* nobody will read it */
+    } else if (m) {
+        if (!samkv_device_map_announced(m->device, &incoming->fds, &pending->announced, err))
+            err->status = SAMKV_OK;
+    } else {
+        samkv_fail(err, SAMKV_PROTOCOL, "the daemon's announcement cannot be read: update the daemon or this library");
+    }
+    if (m)
+        samkv__fetch_reply__free_unpacked(m, NULL);
+    samkv_incoming_deinit(incoming);
+}
+
+static bool may_stream(const struct samkv_pending *pending)
+{
+    if (pending->operation == SAMKV_OPERATION_FETCH)
+        return pending->device_asked;
+    enum samkv_operation operation = pending->operation;
     return operation == SAMKV_OPERATION_ASK || operation == SAMKV_OPERATION_VERIFY;
 }
 
@@ -126,7 +154,7 @@ static const char *frame_fault(const struct samkv_frame *frame, const struct sam
         return "the daemon answered a request that was not made";
     if (frame->type != (uint16_t)pending->operation)
         return "the daemon answered with another type";
-    if (frame->flags & SAMKV_FLAG_MORE && (!may_stream(pending->operation) || frame->flags & SAMKV_FLAG_ERROR))
+    if (frame->flags & SAMKV_FLAG_MORE && (!may_stream(pending) || frame->flags & SAMKV_FLAG_ERROR))
         return "the daemon announced more of an answer that has one piece";
     if (frame->flags & SAMKV_FLAG_FD &&
         (pending->operation != SAMKV_OPERATION_FETCH || frame->flags & SAMKV_FLAG_ERROR))
@@ -150,12 +178,21 @@ static enum samkv_status on_frame(struct samkv_client *client, struct samkv_inco
     }
     bool more = frame->flags & SAMKV_FLAG_MORE;
     incoming->device_asked = pending->device_asked;
-    if (pending->abandoned) {
+    incoming->announced = &pending->announced;
+    if (more && pending->operation == SAMKV_OPERATION_FETCH) {
+        on_announcement(pending, incoming);
+    } else if (pending->abandoned) {
         samkv_incoming_deinit(incoming);
     } else if (more) {
         deliver_piece(client, pending, incoming);
     } else {
-        samkv_reply_decode(&pending->done->reply, incoming);
+        struct samkv_error failure = pending->announce_failure;
+        if (failure.status && !(frame->flags & SAMKV_FLAG_ERROR)) {
+            samkv_incoming_deinit(incoming);
+            samkv_reply_fail(&pending->done->reply, &failure);
+        } else {
+            samkv_reply_decode(&pending->done->reply, incoming);
+        }
         append_done(client, pending->done);
         pending->done = NULL;
     }

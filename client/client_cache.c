@@ -57,15 +57,15 @@ static enum samkv_status check_layout(const Samkv__FetchReply *m, struct samkv_e
 
 /* device_asked: whether the request was for device memory. A daemon may ignore that, but not invent it. */
 static enum samkv_status check_descriptors(const Samkv__FetchReply *m, const struct samkv_fds *fds, bool device_asked,
-                                           struct samkv_error *err)
+                                           bool announced, struct samkv_error *err)
 {
     if (m->device && !device_asked)
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon answered with device memory, which was not asked for");
     if (!fds->count)
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer came without its memory");
-    if (fds->count != (m->device ? SAMKV_DEVICE_FDS : 1) || fds->surplus)
+    if (fds->count != (m->device && !announced ? SAMKV_DEVICE_FDS : 1) || fds->surplus)
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer came with %s descriptors than its memory has",
-                          fds->count == 1 || (fds->count < SAMKV_DEVICE_FDS && m->device) ? "fewer" : "more");
+                          fds->count < SAMKV_DEVICE_FDS && m->device && !announced ? "fewer" : "more");
     return SAMKV_OK;
 }
 
@@ -111,14 +111,17 @@ static enum samkv_status build(struct samkv_cache *cache, bool device_asked, str
 {
     struct samkv_cache_memory *owner = cache->owner;
     const Samkv__FetchReply *m = owner->message;
-    enum samkv_status status = check_descriptors(m, &owner->fds, device_asked, err);
+    bool announced = owner->device.base != NULL;
+    enum samkv_status status = check_descriptors(m, &owner->fds, device_asked, announced, err);
+    if (!status && announced && (!m->device || m->device->bytes != owner->device.bytes))
+        status = samkv_fail(err, SAMKV_PROTOCOL, "the daemon announced other device memory than it answers with");
     if (!status)
         status = check_memory(owner->fds.fd[SAMKV_FD_FILE], m->memory_bytes, err);
     if (!status)
         status = check_layout(m, err);
     if (!status)
         status = samkv_figures_fill(&cache->figures, m, owner->keep, err);
-    if (!status && m->device)
+    if (!status && m->device && !announced)
         status = samkv_device_map(m->device, &owner->fds, &owner->device, err);
     if (status)
         return status;
@@ -135,7 +138,8 @@ static enum samkv_status build(struct samkv_cache *cache, bool device_asked, str
 }
 
 enum samkv_status samkv_cache_new(Samkv__FetchReply *message, struct samkv_fds *fds, bool device_asked,
-                                  struct samkv_cache **out, struct samkv_error *err)
+                                  struct samkv_device_memory *announced, struct samkv_cache **out,
+                                  struct samkv_error *err)
 {
     struct samkv_cache *cache = calloc(1, sizeof *cache);
     struct samkv_cache_memory *owner = calloc(1, sizeof *owner);
@@ -152,6 +156,10 @@ enum samkv_status samkv_cache_new(Samkv__FetchReply *message, struct samkv_fds *
     *owner = (struct samkv_cache_memory){.fds = *fds, .message = message, .keep = keep};
     *fds = (struct samkv_fds){.count = 0};
     cache->owner = owner;
+    if (announced) {
+        owner->device = *announced;
+        *announced = (struct samkv_device_memory){.base = NULL};
+    }
     enum samkv_status status = build(cache, device_asked, err);
     if (status)
         samkv_cache_free(cache);

@@ -293,6 +293,25 @@ enum samkv_status samkv_device_map(const Samkv__DeviceMemory *m, struct samkv_fd
     return SAMKV_OK;
 }
 
+enum samkv_status samkv_device_map_announced(const Samkv__DeviceMemory *m, struct samkv_fds *fds,
+                                             struct samkv_device_memory *out, struct samkv_error *err)
+{
+    if (!m || fds->count != 2 || fds->surplus) {
+        samkv_fds_close(fds);
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon announced device memory without saying all of it");
+    }
+    /* As in a whole answer, but without the file. */
+    struct samkv_fds whole = {.fd = {[SAMKV_FD_DEVICE] = fds->fd[0], [SAMKV_FD_LEASE] = fds->fd[1]}};
+    whole.count = SAMKV_DEVICE_FDS;
+    fds->count = 0;
+    enum samkv_status status = samkv_device_map(m, &whole, out, err);
+    if (status) {
+        give_back(whole.fd[SAMKV_FD_LEASE]);
+        close(whole.fd[SAMKV_FD_DEVICE]);
+    }
+    return status;
+}
+
 void samkv_device_unmap(struct samkv_device_memory *memory)
 {
     if (!memory->base)

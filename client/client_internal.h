@@ -17,12 +17,24 @@
 
 /* ------------------------------------------------------------------ wire */
 
+/* Memory that K and V lie in, mapped for reading and writing. Zeroed: none. */
+struct samkv_device_memory {
+    uint8_t *base; /* a device's pointer, or SHARED: the host's */
+    size_t bytes;
+    bool is_cuda;
+    int ordinal; /* CUDA: of the GPU; else -1 */
+    int device;  /* CUDA: the driver's handle of it */
+    int lease;
+};
+
 /* A whole frame; who takes it frees payload and closes fds. */
 struct samkv_incoming {
     struct samkv_frame frame;
     uint8_t *payload;
     struct samkv_fds fds;
-    bool device_asked; /* by the request that it answers; set by who knows that */
+    /* Of the request that it answers; set by who knows that: */
+    bool device_asked;
+    struct samkv_device_memory *announced; /* what was mapped for it, to be moved from here; NULL: nothing can be */
 };
 
 struct samkv_wire_item;
@@ -65,9 +77,11 @@ struct samkv_done {
 struct samkv_pending {
     uint64_t id;
     enum samkv_operation operation;
-    bool device_asked; /* fetch: for K and V in device memory */
-    bool abandoned;    /* nobody waits for the answer any more; its place is taken until it comes */
-    int timeout_ms;    /* 0: none */
+    bool device_asked;                    /* fetch: for K and V in device memory */
+    struct samkv_device_memory announced; /* such memory, mapped before the answer is complete; base NULL: none */
+    struct samkv_error announce_failure;  /* status not OK: it could not be mapped */
+    bool abandoned;                       /* nobody waits for the answer any more; its place is taken until it comes */
+    int timeout_ms;                       /* 0: none */
     int64_t deadline_ms;
     struct samkv_done *done; /* made with the request, so that its end needs no memory */
 };
@@ -117,9 +131,11 @@ void samkv_reply_error(const uint8_t *payload, size_t bytes, struct samkv_error 
 enum samkv_status samkv_figures_fill(struct samkv_figures *out, const Samkv__FetchReply *message,
                                      struct samkv_blocks_kept *keep, struct samkv_error *) SAMKV_MUST_USE;
 
-/* Maps a fetched cache. Takes message and fds, also on failure. device_asked: a cache in device memory may come. */
+/* Maps a fetched cache. Takes message, fds and what was announced, also on failure. device_asked: a cache in device
+ * memory may come. */
 enum samkv_status samkv_cache_new(Samkv__FetchReply *message, struct samkv_fds *fds, bool device_asked,
-                                  struct samkv_cache **out, struct samkv_error *) SAMKV_MUST_USE;
+                                  struct samkv_device_memory *announced, struct samkv_cache **out,
+                                  struct samkv_error *) SAMKV_MUST_USE;
 
 /* Copies K or V of a cache in device memory to the host; `from` is what samkv_cache_k or _v gave, and what follows. */
 enum samkv_status samkv_cache_read(const struct samkv_cache *, const void *from, void *out, size_t bytes,
@@ -130,22 +146,16 @@ enum samkv_status samkv_cache_read(const struct samkv_cache *, const void *from,
 /* The descriptors of a reply with device memory, in their order. */
 enum { SAMKV_FD_FILE, SAMKV_FD_DEVICE, SAMKV_FD_LEASE, SAMKV_DEVICE_FDS };
 
-/* Memory that K and V lie in, mapped for reading and writing. Zeroed: none. */
-struct samkv_device_memory {
-    uint8_t *base; /* a device's pointer, or SHARED: the host's */
-    size_t bytes;
-    bool is_cuda;
-    int ordinal; /* CUDA: of the GPU; else -1 */
-    int device;  /* CUDA: the driver's handle of it */
-    int lease;
-};
-
 /*
  * Maps it. The descriptors of memory and lease are taken out of fds on success only. PROTOCOL when it is not what the
  * daemon says; UNSUPPORTED without a CUDA driver or without that GPU; DEVICE or NO_MEMORY when the driver refuses.
  */
 enum samkv_status samkv_device_map(const Samkv__DeviceMemory *, struct samkv_fds *fds, struct samkv_device_memory *out,
                                    struct samkv_error *) SAMKV_MUST_USE;
+
+/* The same for an announcement, whose two descriptors are memory and lease. They are taken in every case. */
+enum samkv_status samkv_device_map_announced(const Samkv__DeviceMemory *, struct samkv_fds *fds,
+                                             struct samkv_device_memory *out, struct samkv_error *) SAMKV_MUST_USE;
 
 /* Unmaps it and gives the lease back. */
 void samkv_device_unmap(struct samkv_device_memory *);

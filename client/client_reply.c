@@ -279,7 +279,8 @@ static enum samkv_status decode(struct samkv_reply *out, struct samkv_incoming *
     if (!message)
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer cannot be read: update the daemon or this library");
     if (out->operation == SAMKV_OPERATION_FETCH) {
-        return samkv_cache_new((Samkv__FetchReply *)message, &incoming->fds, incoming->device_asked, &out->cache, err);
+        return samkv_cache_new((Samkv__FetchReply *)message, &incoming->fds, incoming->device_asked,
+                               incoming->announced, &out->cache, err);
     }
     out->owner = calloc(1, sizeof *out->owner);
     if (!out->owner) {

@@ -13,7 +13,7 @@ struct reply {
     struct samkv_fetch_job *job;
     struct samkv_reply_memory memory;
     struct samkv_lease *lease;
-    int device_fd;
+    int device_fd;            /* until it is announced or handed over */
     void *converted;          /* device memory of K and V in the stored type, when that is not the device's */
     enum samkv_status status; /* of the last step on a lane or in meanwhile */
     struct samkv_error *err;
@@ -26,7 +26,7 @@ static void reply_deinit(struct reply *r)
         device->ops->release(device, r->converted);
     if (r->device_fd >= 0)
         close(r->device_fd);
-    samkv_lease_end(r->lease, true); /* nobody has seen it */
+    samkv_lease_end(r->lease, true); /* of the job: the device is done with it */
     samkv_reply_memory_free(&r->memory);
 }
 
@@ -184,13 +184,37 @@ static enum samkv_status allocate_cache(struct reply *r, struct samkv_error *err
     return samkv_kv_cache_init(&job->cache, job->engine.model, job->rows, err);
 }
 
-/* While the device computes: the reply's host memory, whose pages take their time, and the lease's descriptor. */
+/* What says where K and V are. */
+static void describe_device(const struct reply *r, struct samkv_fetch_result *out)
+{
+    const struct samkv_device *device = r->job->engine.device;
+    out->layout = r->memory.layout;
+    out->device_bytes = samkv_lease_bytes(r->lease);
+    memcpy(out->device_uuid, device->uuid, sizeof out->device_uuid);
+    for (size_t i = 0; i < sizeof device->uuid; i++)
+        out->device_is_cuda |= device->uuid[i] != 0;
+}
+
+static enum samkv_status announce(struct reply *r, struct samkv_error *err)
+{
+    const struct samkv_fetch_request *request = r->job->request;
+    struct samkv_fetch_result memory = {.memfd = -1, .device_fd = r->device_fd};
+    describe_device(r, &memory);
+    memory.lease = samkv_lease_share(r->lease);
+    r->device_fd = -1;
+    return request->announce(request->announce_arg, &memory, err);
+}
+
+/* While the device computes: the lease's descriptor, which the client maps meanwhile, and the reply's host memory,
+ * whose pages take their time. */
 static void make_hand_off(void *arg)
 {
     struct reply *r = arg;
     r->status = new_memory(r, !r->lease, r->err);
     if (!r->status && r->lease)
         r->status = samkv_lease_export(r->lease, &r->device_fd, r->err);
+    if (!r->status && r->lease && r->job->request->announce)
+        r->status = announce(r, r->err);
 }
 
 /* K and V down to the reply; both lie in one piece on both sides. */
@@ -258,18 +282,16 @@ static enum samkv_status run(struct reply *r, struct samkv_error *err)
 /* What the reply owns becomes the result's. */
 static void hand_over(struct reply *r, struct samkv_fetch_result *out)
 {
-    struct samkv_device *device = r->job->engine.device;
     out->memfd = r->memory.fd;
     out->layout = r->memory.layout;
     r->memory.fd = -1;
     if (!r->lease)
         return;
+    describe_device(r, out);
+    if (r->device_fd < 0) /* announced: the client's share of the lease goes on */
+        return;
     out->lease = r->lease;
     out->device_fd = r->device_fd;
-    out->device_bytes = samkv_lease_bytes(r->lease);
-    memcpy(out->device_uuid, device->uuid, sizeof out->device_uuid);
-    for (size_t i = 0; i < sizeof device->uuid; i++)
-        out->device_is_cuda |= device->uuid[i] != 0;
     r->lease = NULL;
     r->device_fd = -1;
 }

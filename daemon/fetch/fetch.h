@@ -16,6 +16,8 @@
 
 #define SAMKV_MAX_DOCUMENTS 4096 /* of one request */
 
+struct samkv_fetch_result;
+
 enum samkv_placement {
     SAMKV_PLACE_HOST = 0,   /* everything in one sealed memfd */
     SAMKV_PLACE_DEVICE = 1, /* K and V in device memory that the client maps; UNSUPPORTED on a device without */
@@ -41,6 +43,14 @@ struct samkv_fetch_request {
     bool with_query;
     enum samkv_placement placement;
     const bool *cancelled; /* the client is gone; may be NULL */
+    /*
+     * SAMKV_PLACE_DEVICE: called while the device computes, once the memory of K and V is known, so that the client
+     * maps it meanwhile. Of *memory, layout and the device's fields are filled; its lease (a share of it) and
+     * descriptor are taken over in every case. A failure ends the fetch. It is called again when a fetch is tried
+     * again: the later memory counts. NULL: lease and descriptor come with the result.
+     */
+    enum samkv_status (*announce)(void *arg, struct samkv_fetch_result *memory, struct samkv_error *);
+    void *announce_arg;
 };
 
 struct samkv_fetch_timing {
@@ -58,7 +68,8 @@ struct samkv_fetch_layout {
 
 struct samkv_fetch_result {
     int memfd; /* sealed, a valid safetensors file; owned by the result; -1 when ask keeps the cache */
-    /* SAMKV_PLACE_DEVICE: K and V are here, and not in the memfd. All three are NULL, -1 and 0 otherwise. */
+    /* SAMKV_PLACE_DEVICE: K and V are here, and not in the memfd; device_bytes is 0 otherwise. Lease and descriptor are
+     * NULL and -1 when they were announced. */
     struct samkv_lease *lease; /* owned: samkv_fetch_result_deinit ends it cleanly, nobody having seen it */
     int device_fd;             /* owned; for the client */
     uint64_t device_bytes;

@@ -129,7 +129,7 @@ static enum samkv_status fetch_reply_init(struct fetch_reply *reply, const struc
     fill_figures(result, &reply->message);
     fill_timing(r, &result->timing_ms, &reply->timing);
     reply->message.timing_ms = &reply->timing;
-    if (result->lease) {
+    if (result->device_bytes) {
         fill_device(result, &reply->device);
         reply->message.device = &reply->device;
     }
@@ -158,41 +158,53 @@ static void count(struct samkv_metrics *metrics, const struct samkv_fetch_result
     samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_TOKENS, result->total_tokens);
 }
 
-/* What goes with the reply, out of the result. The watch gets the lease; it is there when a lease is. */
-static enum samkv_status take_descriptors(struct samkv_fetch_result *result, struct samkv_lease_watch *watch,
-                                          struct samkv_fds *out, struct samkv_error *err)
+/* What the fetch's announcement needs. */
+struct announcer {
+    struct samkv_request *request;
+    struct samkv_lease_watch *watch; /* of the next announcement; NULL once it is used */
+};
+
+/* The memory of K and V to the client while it is computed: the first frame of the answer. */
+static enum samkv_status announce(void *arg, struct samkv_fetch_result *memory, struct samkv_error *err)
 {
-    *out = (struct samkv_fds){.fd = {result->memfd}, .count = 1};
-    if (result->lease) {
-        assert(watch);
-        enum samkv_status st = samkv_lease_watch_bind(watch, result->lease, &out->fd[2], err);
-        if (st != SAMKV_OK)
-            return st;
-        out->fd[1] = result->device_fd;
-        out->count = 3;
-        result->lease = NULL;
-        result->device_fd = -1;
+    struct announcer *a = arg;
+    struct fetch_reply packed = {.kept = NULL};
+    struct samkv_fds fds = {.count = 0};
+    enum samkv_status st = SAMKV_OK;
+    if (!a->watch)
+        st = samkv_lease_watch_new(&a->request->service->leases, &a->watch, err);
+    if (st == SAMKV_OK)
+        st = fetch_reply_init(&packed, a->request, memory);
+    if (st == SAMKV_OK)
+        st = samkv_lease_watch_bind(a->watch, memory->lease, &fds.fd[1], err);
+    if (st == SAMKV_OK) {
+        memory->lease = NULL;
+        fds.fd[0] = memory->device_fd;
+        fds.count = 2;
+        st = samkv_request_more_with(a->request, &packed.message.base, &fds, a->watch, err);
+    } else if (memory->device_fd >= 0) {
+        close(memory->device_fd);
     }
-    result->memfd = -1;
-    return SAMKV_OK;
+    memory->device_fd = -1;
+    if (st == SAMKV_OK)
+        a->watch = NULL;
+    samkv_lease_end(memory->lease, true);
+    memory->lease = NULL;
+    fetch_reply_deinit(&packed);
+    return st;
 }
 
-/* Takes the watch over when it succeeds. */
 static enum samkv_status reply_to_fetch(struct samkv_request *r, struct samkv_fetch_result *result,
-                                        struct samkv_lease_watch *watch, struct samkv_outgoing **reply,
-                                        struct samkv_error *err)
+                                        struct samkv_outgoing **reply, struct samkv_error *err)
 {
     struct fetch_reply packed;
-    struct samkv_fds fds;
+    assert(!result->lease); /* it was announced */
     enum samkv_status st = fetch_reply_init(&packed, r, result);
-    if (st == SAMKV_OK)
-        st = take_descriptors(result, watch, &fds, err);
-    if (st == SAMKV_OK)
+    if (st == SAMKV_OK) {
+        struct samkv_fds fds = {.fd = {result->memfd}, .count = 1};
+        result->memfd = -1; /* the frame's now, also when it fails */
         st = samkv_request_reply(r, &packed.message.base, &fds, reply, err);
-    if (st == SAMKV_OK && packed.message.device)
-        (*reply)->lease = watch;
-    else if (st == SAMKV_OK)
-        samkv_lease_watch_free(watch);
+    }
     fetch_reply_deinit(&packed);
     return st;
 }
@@ -202,20 +214,21 @@ enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMes
 {
     struct samkv_fetch_request request;
     struct samkv_fetch_result result = {.memfd = -1, .device_fd = -1};
-    struct samkv_lease_watch *watch = NULL;
+    struct announcer announcer = {.request = r};
     enum samkv_status st = SAMKV_OK;
     fill_request(r, (const Samkv__FetchRequest *)message, &request);
+    request.announce = announce;
+    request.announce_arg = &announcer;
     if (request.placement == SAMKV_PLACE_DEVICE)
-        st = samkv_lease_watch_new(&r->service->leases, &watch, err);
+        st = samkv_lease_watch_new(&r->service->leases, &announcer.watch, err);
     if (st == SAMKV_OK)
         st = samkv_fetch(r->service->models, r->service->store, &request, &result, err);
     if (st == SAMKV_OK) {
         count(&r->service->metrics, &result);
-        st = reply_to_fetch(r, &result, watch, reply, err);
+        st = reply_to_fetch(r, &result, reply, err);
         samkv_fetch_result_deinit(&result);
     }
-    if (st != SAMKV_OK)
-        samkv_lease_watch_free(watch);
+    samkv_lease_watch_free(announcer.watch); /* when there was nothing to announce */
     return st;
 }
 

@@ -24,20 +24,36 @@ enum samkv_status samkv_request_reply(struct samkv_request *r, const ProtobufCMe
     return samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY, message, fds, reply, err);
 }
 
-enum samkv_status samkv_request_more(struct samkv_request *r, const ProtobufCMessage *message, struct samkv_error *err)
+static enum samkv_status check_reader(const struct samkv_request *r, struct samkv_error *err)
 {
     if (samkv_request_cancelled(r))
         return samkv_fail(err, SAMKV_CANCELLED, "the client is gone");
     if (atomic_load_explicit(&r->backlog_bytes, memory_order_relaxed) > BACKLOG_LIMIT_BYTES)
         return samkv_fail(err, SAMKV_BUSY, "the client does not read its answer; stopped");
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_request_more_with(struct samkv_request *r, const ProtobufCMessage *message,
+                                          struct samkv_fds *fds, struct samkv_lease_watch *lease,
+                                          struct samkv_error *err)
+{
     struct samkv_outgoing *frame;
-    enum samkv_status st =
-        samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE, message, NULL, &frame, err);
+    enum samkv_status st = check_reader(r, err);
+    if (st != SAMKV_OK && fds)
+        samkv_fds_close(fds);
+    if (st == SAMKV_OK)
+        st = samkv_message_frame(&r->frame, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE, message, fds, &frame, err);
     if (st != SAMKV_OK)
         return st;
     frame->request = r;
+    frame->lease = lease;
     samkv_outbox_post(r->outbox, frame);
     return SAMKV_OK;
+}
+
+enum samkv_status samkv_request_more(struct samkv_request *r, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    return samkv_request_more_with(r, message, NULL, NULL, err);
 }
 
 static enum samkv_status unpack_and_run(struct samkv_request *r, struct samkv_outgoing **reply, struct samkv_error *err)

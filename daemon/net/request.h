@@ -60,5 +60,10 @@ enum samkv_status samkv_request_reply(struct samkv_request *, const ProtobufCMes
 enum samkv_status samkv_request_more(struct samkv_request *, const ProtobufCMessage *,
                                      struct samkv_error *) SAMKV_MUST_USE;
 
+/* The same with descriptors, which are taken over in every case, and the lease that is among them, which is not on
+ * failure. */
+enum samkv_status samkv_request_more_with(struct samkv_request *, const ProtobufCMessage *, struct samkv_fds *,
+                                          struct samkv_lease_watch *, struct samkv_error *) SAMKV_MUST_USE;
+
 bool samkv_request_cancelled(const struct samkv_request *);
 void samkv_request_cancel(struct samkv_request *); /* the loop's */

@@ -12,6 +12,8 @@ struct samkv_lease {
     struct samkv_leases *pool;
     void *memory;
     size_t bytes;
+    uint32_t holders;         /* under the pool's lock, as the next */
+    bool unclean;             /* some holder's end was */
     struct samkv_lease *next; /* in the list that it is in */
 };
 
@@ -134,6 +136,7 @@ static enum samkv_status make(struct samkv_leases *pool, size_t bytes, struct sa
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     lease->pool = pool;
     lease->bytes = bytes;
+    lease->holders = 1;
     enum samkv_status status = device->ops->shared_alloc(device, &lease->bytes, &lease->memory);
     if (status) {
         free(lease);
@@ -175,6 +178,7 @@ enum samkv_status samkv_lease_take(struct samkv_leases *pool, size_t bytes, stru
     pthread_mutex_lock(&pool->lock);
     struct samkv_lease *lease = take_kept(pool, bytes);
     if (lease) {
+        lease->holders = 1;
         pool->stats.held++;
         pool->stats.held_bytes += lease->bytes;
         pthread_mutex_unlock(&pool->lock);
@@ -211,15 +215,28 @@ enum samkv_status samkv_lease_export(const struct samkv_lease *lease, int *fd, s
                   : SAMKV_OK;
 }
 
+struct samkv_lease *samkv_lease_share(struct samkv_lease *lease)
+{
+    pthread_mutex_lock(&lease->pool->lock);
+    lease->holders++;
+    pthread_mutex_unlock(&lease->pool->lock);
+    return lease;
+}
+
 void samkv_lease_end(struct samkv_lease *lease, bool clean)
 {
     if (!lease)
         return;
     struct samkv_leases *pool = lease->pool;
     pthread_mutex_lock(&pool->lock);
+    lease->unclean = lease->unclean || !clean;
+    if (--lease->holders) {
+        pthread_mutex_unlock(&pool->lock);
+        return;
+    }
     pool->stats.held--;
     pool->stats.held_bytes -= lease->bytes;
-    if (clean && pool->stats.held_bytes + pool->stats.kept_bytes + lease->bytes <= pool->stats.limit_bytes) {
+    if (!lease->unclean && pool->stats.held_bytes + pool->stats.kept_bytes + lease->bytes <= pool->stats.limit_bytes) {
         lease->next = pool->kept;
         pool->kept = lease;
         pool->stats.kept_bytes += lease->bytes;

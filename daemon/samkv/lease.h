@@ -35,7 +35,13 @@ size_t samkv_lease_bytes(const struct samkv_lease *); /* of the whole mapping */
 /* A new descriptor for the whole memory; the caller closes it. */
 enum samkv_status samkv_lease_export(const struct samkv_lease *, int *fd, struct samkv_error *) SAMKV_MUST_USE;
 
-/* Never blocks; any thread, the event loop's too. NULL is allowed. No work on the device may use the memory any more.
+/* One more holder, who ends it too: the job that still computes and the client that has the memory already. Any thread.
+ */
+struct samkv_lease *samkv_lease_share(struct samkv_lease *);
+
+/*
+ * One holder's end; the last one's ends the lease, cleanly if all ends were clean. Never blocks; any thread, the event
+ * loop's too. NULL is allowed. No work on the device that this holder is responsible for may use the memory any more.
  */
 void samkv_lease_end(struct samkv_lease *, bool clean);
 
