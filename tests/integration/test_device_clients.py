@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -291,10 +292,13 @@ class DeviceClients(unittest.TestCase):
                     "--preamble-tokens", comma([1, 5, 9]), text=documents_jsonl(documents))
 
     def started(self, *arguments):
-        """A daemon of this test's own, with all documents."""
-        daemon = self.make_daemon(*arguments).__enter__()
+        """A daemon of this test's own, over a copy of the store: documents that are prefilled anew share their passes with
+        others, and then round otherwise where products depend on the number of rows."""
+        daemon = self.make_daemon(*arguments)
+        daemon.store.mkdir(mode=0o700)
+        shutil.copyfile(self.daemon.store / "data.mdb", daemon.store / "data.mdb")
+        daemon.__enter__()
         self.addCleanup(daemon.__exit__, None, None, None)
-        self.ingest(daemon)
         return daemon
 
     def settled(self, daemon, descriptors=None):
