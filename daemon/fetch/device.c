@@ -311,13 +311,15 @@ static void score_on_lane(void *arg)
     p->status = samkv_query_scores(&p->engine, &p->cache, &query, &scoring, &p->lane_err);
 }
 
-/* The query's pass; the index, of which only the scores know, comes meanwhile. */
+/* The query's pass; the index, of which only the scores know, comes meanwhile, and the tokens. */
 static enum samkv_status score(struct plan *p)
 {
     struct samkv_lane_job lane_job;
     samkv_lane_start(p->engine.lane, SAMKV_URGENT, score_on_lane, p, &lane_job);
     enum samkv_status status = bring_index(p);
     latch_set(&p->indexed, status);
+    if (!status)
+        status = samkv_fetch_job_read_tokens(p->job, p->err);
     samkv_lane_wait(p->engine.lane, &lane_job);
     if (status || !p->status)
         return status;

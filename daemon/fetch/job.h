@@ -16,7 +16,7 @@ struct samkv_fetch_document {
     struct samkv_manifest manifest;
     struct samkv_blocks blocks; /* with this request's anchor sizes */
     uint32_t start;             /* joint position of its first token */
-    int32_t *tokens;            /* [manifest.tokens], heap */
+    int32_t *tokens;            /* [manifest.tokens], heap; NULL until read */
     size_t first_kept_row;      /* of the kept rows */
 };
 
@@ -63,11 +63,14 @@ struct samkv_fetch_job {
     struct samkv_fetch_timing timing;
 };
 
-/* Validates the request and reads everything small: collection, manifests, tokens, the query's tokens. with_query of
+/* Validates the request and reads everything small: collection, manifests, the query's tokens. with_query of
  * the request may be forced (ask). The job is zeroed first; close it in every case. */
 enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *, struct samkv_models *, struct samkv_store *,
                                        const struct samkv_fetch_request *, struct samkv_error *) SAMKV_MUST_USE;
 void samkv_fetch_job_close(struct samkv_fetch_job *);
+
+/* The documents' tokens, which laying out needs and reads if nobody did before: there may be a better moment. */
+enum samkv_status samkv_fetch_job_read_tokens(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
 
 /* Index and anchors, the query over them, the selection. */
 enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;

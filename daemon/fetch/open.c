@@ -119,10 +119,22 @@ static enum samkv_status open_document(struct samkv_fetch_job *job, const char *
                           MAX_ROWS);
     job->total_tokens += d->manifest.tokens;
     job->bytes_stored += d->manifest.bytes_stored;
-    d->tokens = malloc(d->manifest.tokens * sizeof *d->tokens);
-    if (!d->tokens)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    return samkv_snapshot_tokens(job->snapshot, &key, d->tokens, d->manifest.tokens, err);
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_fetch_job_read_tokens(struct samkv_fetch_job *job, struct samkv_error *err)
+{
+    enum samkv_status status = SAMKV_OK;
+    for (uint32_t i = 0; i < job->document_count && !status; i++) {
+        struct samkv_fetch_document *d = &job->documents[i];
+        if (d->tokens)
+            continue;
+        d->tokens = malloc(d->manifest.tokens * sizeof *d->tokens);
+        if (!d->tokens)
+            return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+        status = samkv_snapshot_tokens(job->snapshot, &d->manifest.key, d->tokens, d->manifest.tokens, err);
+    }
+    return status;
 }
 
 static enum samkv_status open_documents(struct samkv_fetch_job *job, struct samkv_error *err)

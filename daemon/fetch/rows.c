@@ -51,7 +51,9 @@ static uint32_t lay_out_document(struct samkv_fetch_job *job, uint32_t i, uint32
 
 enum samkv_status samkv_fetch_job_lay_out(struct samkv_fetch_job *job, bool with_query, struct samkv_error *err)
 {
-    enum samkv_status status = allocate_rows(job, with_query, err);
+    enum samkv_status status = samkv_fetch_job_read_tokens(job, err);
+    if (!status)
+        status = allocate_rows(job, with_query, err);
     uint32_t row = 0;
     if (status)
         return status;

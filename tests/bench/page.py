@@ -245,6 +245,10 @@ def floors(r):
     if up and warm:
         add("warm, in host memory: index + anchors", "%.2f MB read / %.1f GB/s up" % (warm["mb_read"], up["gb_s"]),
             warm["mb_read"] / up["gb_s"], warm["index"])
+    disk, cold = r.one("disk"), r.one("cold")
+    if disk and cold:
+        add("cold, from disk: index + anchors", "%.2f MB read / %.2f GB/s" % (cold["mb_read"], disk["gb_s"]),
+            cold["mb_read"] / disk["gb_s"], cold["index"])
     if down and host:
         add("hot, reply in host memory: reply", "%.2f MB / %.1f GB/s down" % (host["mb_cache"], down["gb_s"]),
             host["mb_cache"] / down["gb_s"], host["reply"])
@@ -336,7 +340,8 @@ def section_floors(r):
             "last layer owes its K and V alone, and attention is causal;\n"
             "- query: bytes of the weights that its pass reads, over the memory bandwidth of NVIDIA's data sheet;\n"
             "- copies: bytes over the bandwidth of copies from and to pinned memory, measured in the same run. What is read is "
-            "counted as stored, that is compressed, so more than that is copied.\n\n")
+            "counted as stored, that is compressed, so more than that is copied;\n"
+            "- the disk: bytes over the rate at which the store's file was read past the page cache in the same run.\n\n")
     return text + table(("part", "floor from", "floor, ms", "measured, ms", "measured / floor"),
                         [(p, f, ms(floor), ms(measured), "%.2f" % (measured / floor)) for p, f, floor, measured in rows])
 
@@ -443,8 +448,7 @@ def section_not_measured(r):
         "other amounts are read and stored.\n"
         "- Other shapes of models, other lengths of documents and queries, and other GPUs.\n"
         "- An engine that goes on with the cache, and serving engines (vLLM, SGLang) in place of Hugging Face transformers.\n"
-        "- Hugging Face with several clients; its prefill is of one prompt, alone on the device.\n"
-        "- The disk: its own speed is not known here, so reading from it has no floor.")
+        "- Hugging Face with several clients; its prefill is of one prompt, alone on the device.")
 
 
 SECTIONS = (section_headline, section_phases, section_floors, section_documents, section_ratios, section_clients,
