@@ -148,6 +148,69 @@ START_TEST(what_fits_best_is_taken)
 }
 END_TEST
 
+/* A job that computes and a client that maps: the memory is held until both have ended, whoever is first. */
+START_TEST(two_holders)
+{
+    struct samkv_lease *lease = take(4 * MB), *client = samkv_lease_share(lease);
+    void *memory = samkv_lease_memory(lease);
+    ck_assert_ptr_eq(samkv_lease_memory(client), memory);
+    expect_stats(1, 4, 0); /* one lease, whatever the number of its holders */
+    samkv_lease_end(client, true);
+    expect_stats(1, 4, 0);
+    struct samkv_lease *other = take(4 * MB);
+    ck_assert_ptr_ne(samkv_lease_memory(other), memory);
+    expect_stats(2, 8, 0);
+    samkv_lease_end(lease, true);
+    expect_stats(1, 4, 4);
+    samkv_lease_end(other, true);
+    expect_stats(0, 0, 8);
+    ck_assert_uint_eq(atomic_load(&fake.live), 2);
+}
+END_TEST
+
+/* Of the ends, the first, the last, or both. */
+START_TEST(one_unclean_end_is_enough)
+{
+    static const bool clean[][2] = {{false, true}, {true, false}, {false, false}};
+    struct samkv_lease *lease = take(4 * MB), *client = samkv_lease_share(lease);
+    samkv_lease_end(client, clean[_i][0]);
+    expect_stats(1, 4, 0);
+    ck_assert_uint_eq(atomic_load(&fake.live), 1); /* the other one still uses it */
+    memset(samkv_lease_memory(lease), 2, 4 * MB);
+    samkv_lease_end(lease, clean[_i][1]);
+    expect_stats(0, 0, 0);
+    await_live(0);
+}
+END_TEST
+
+/* Memory that is used again has one holder, and what became of other memory is not held against it. */
+START_TEST(kept_memory_begins_anew)
+{
+    struct samkv_lease *lease = take(4 * MB), *unclean = take(4 * MB);
+    void *memory = samkv_lease_memory(lease);
+    samkv_lease_share(lease);
+    samkv_lease_end(unclean, false);
+    samkv_lease_end(lease, true);
+    samkv_lease_end(lease, true);
+    for (int i = 0; i < 3; i++) {
+        expect_stats(0, 0, 4);
+        lease = take(4 * MB);
+        ck_assert_ptr_eq(samkv_lease_memory(lease), memory);
+        if (i == 1) {
+            samkv_lease_share(lease);
+            samkv_lease_end(lease, true);
+        }
+        expect_stats(1, 4, 0);
+        samkv_lease_end(lease, true);
+    }
+    samkv_lease_end(take(4 * MB), false);
+    expect_stats(0, 0, 0);
+    lease = take(4 * MB); /* perhaps at the same address */
+    samkv_lease_end(lease, true);
+    expect_stats(0, 0, 4);
+}
+END_TEST
+
 START_TEST(the_limit_is_kept)
 {
     struct samkv_lease *a = take(10 * MB), *b = take(8 * MB);
@@ -203,6 +266,8 @@ static void *borrow(void *arg)
         struct samkv_error why;
         enum samkv_status st = samkv_lease_take(pool, (size_t)(1 + i % 7) * MB, &lease, &why);
         ck_assert(st == SAMKV_OK || st == SAMKV_BUSY);
+        if (lease && i % 2)
+            samkv_lease_end(samkv_lease_share(lease), i % 5 != 0);
         samkv_lease_end(lease, i % 3 != 0);
     }
     return NULL;
@@ -232,6 +297,9 @@ int main(void)
     tcase_add_test(tc, clean_memory_is_used_again);
     tcase_add_test(tc, unclean_memory_is_never_used_again);
     tcase_add_test(tc, what_fits_best_is_taken);
+    tcase_add_test(tc, two_holders);
+    tcase_add_loop_test(tc, one_unclean_end_is_enough, 0, 3);
+    tcase_add_test(tc, kept_memory_begins_anew);
     tcase_add_test(tc, the_limit_is_kept);
     tcase_add_test(tc, kept_memory_makes_room_for_a_larger_reply);
     tcase_add_test(tc, a_device_without_memory);
