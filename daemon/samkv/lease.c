@@ -5,8 +5,11 @@
 
 #include "daemon/base/thread.h"
 
-/* Kept memory serves a reply that uses at least this share of it; else it would bind much for little. */
-#define SMALLEST_SHARE 2
+/* Kept memory serves a reply if it wastes no more than the reply needs, or this much: it comes in steps of megabytes.
+ */
+#define SMALL_BYTES ((size_t)32 << 20)
+#define KEPT_SHARE  4                   /* of the limit, */
+#define KEPT_BYTES  ((uint64_t)1 << 30) /* or so much */
 
 struct samkv_lease {
     struct samkv_leases *pool;
@@ -86,15 +89,23 @@ static void give_up(struct samkv_leases *pool, struct samkv_lease *lease)
     pthread_cond_signal(&pool->dirty);
 }
 
+/* Lock held; something is kept. */
+static void give_up_oldest(struct samkv_leases *pool)
+{
+    struct samkv_lease **at = &pool->kept;
+    while ((*at)->next)
+        at = &(*at)->next;
+    struct samkv_lease *oldest = *at;
+    *at = NULL;
+    pool->stats.kept_bytes -= oldest->bytes;
+    give_up(pool, oldest);
+}
+
 /* Lock held. */
 static void give_up_kept(struct samkv_leases *pool)
 {
-    while (pool->kept) {
-        struct samkv_lease *lease = pool->kept;
-        pool->kept = lease->next;
-        pool->stats.kept_bytes -= lease->bytes;
-        give_up(pool, lease);
-    }
+    while (pool->kept)
+        give_up_oldest(pool);
 }
 
 void samkv_leases_free(struct samkv_leases *pool)
@@ -116,8 +127,9 @@ void samkv_leases_free(struct samkv_leases *pool)
 static struct samkv_lease *take_kept(struct samkv_leases *pool, size_t bytes)
 {
     struct samkv_lease **best = NULL;
+    size_t waste = bytes > SMALL_BYTES ? bytes : SMALL_BYTES;
     for (struct samkv_lease **at = &pool->kept; *at; at = &(*at)->next)
-        if ((*at)->bytes >= bytes && (*at)->bytes / SMALLEST_SHARE <= bytes && (!best || (*at)->bytes < (*best)->bytes))
+        if ((*at)->bytes >= bytes && (*at)->bytes - bytes <= waste && (!best || (*at)->bytes < (*best)->bytes))
             best = at;
     if (!best)
         return NULL;
@@ -215,6 +227,19 @@ enum samkv_status samkv_lease_export(const struct samkv_lease *lease, int *fd, s
                   : SAMKV_OK;
 }
 
+/* Lock held. The engine beside us wants the device's memory too, so what is kept stays below a share of the limit; the
+ * oldest goes first. */
+static void keep(struct samkv_leases *pool, struct samkv_lease *lease)
+{
+    struct samkv_leases_stats *s = &pool->stats;
+    uint64_t most = s->limit_bytes / KEPT_SHARE > KEPT_BYTES ? s->limit_bytes / KEPT_SHARE : KEPT_BYTES;
+    lease->next = pool->kept;
+    pool->kept = lease;
+    s->kept_bytes += lease->bytes;
+    while (lease->next && (s->kept_bytes > most || s->held_bytes + s->kept_bytes > s->limit_bytes))
+        give_up_oldest(pool);
+}
+
 struct samkv_lease *samkv_lease_share(struct samkv_lease *lease)
 {
     pthread_mutex_lock(&lease->pool->lock);
@@ -236,13 +261,10 @@ void samkv_lease_end(struct samkv_lease *lease, bool clean)
     }
     pool->stats.held--;
     pool->stats.held_bytes -= lease->bytes;
-    if (!lease->unclean && pool->stats.held_bytes + pool->stats.kept_bytes + lease->bytes <= pool->stats.limit_bytes) {
-        lease->next = pool->kept;
-        pool->kept = lease;
-        pool->stats.kept_bytes += lease->bytes;
-    } else {
+    if (lease->unclean)
         give_up(pool, lease);
-    }
+    else
+        keep(pool, lease);
     pthread_mutex_unlock(&pool->lock);
 }
 

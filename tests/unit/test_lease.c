@@ -131,7 +131,7 @@ START_TEST(unclean_memory_is_never_used_again)
 }
 END_TEST
 
-/* Much memory is not bound by a small reply, and the smallest that serves is taken. */
+/* The smallest that serves is taken, and a small reply may waste what comes in steps of megabytes. */
 START_TEST(what_fits_best_is_taken)
 {
     struct samkv_lease *large = take(8 * MB), *small = take(4 * MB);
@@ -141,10 +141,58 @@ START_TEST(what_fits_best_is_taken)
     expect_stats(0, 0, 12);
     struct samkv_lease *lease = take(4 * MB);
     ck_assert_ptr_eq(samkv_lease_memory(lease), small_memory);
-    struct samkv_lease *tiny = take(2 * MB); /* 8 MB would do, but for a quarter of it */
-    ck_assert_uint_eq(atomic_load(&fake.allocations), 3);
+    struct samkv_lease *tiny = take(1); /* of the 8 MB */
+    ck_assert_uint_eq(atomic_load(&fake.allocations), 2);
     samkv_lease_end(lease, true);
     samkv_lease_end(tiny, true);
+}
+END_TEST
+
+/* One after the other they need one piece of memory, however small they are beside its steps. */
+START_TEST(small_replies_share)
+{
+    for (int i = 0; i < 50; i++)
+        samkv_lease_end(take((size_t)i + 1), true);
+    ck_assert_uint_eq(atomic_load(&fake.allocations), 1);
+}
+END_TEST
+
+/* Much memory is not bound by a reply that needs half of it. */
+START_TEST(much_memory_is_not_wasted)
+{
+    struct samkv_leases *large;
+    struct samkv_lease *lease, *other;
+    ck_assert_int_eq(samkv_leases_new(&fake.base, 400 * MB, &large), SAMKV_OK);
+    ck_assert_int_eq(samkv_lease_take(large, 100 * MB, &lease, &err), SAMKV_OK);
+    void *memory = samkv_lease_memory(lease);
+    samkv_lease_end(lease, true);
+    ck_assert_int_eq(samkv_lease_take(large, 40 * MB, &other, &err), SAMKV_OK);
+    ck_assert_ptr_ne(samkv_lease_memory(other), memory);
+    ck_assert_int_eq(samkv_lease_take(large, 60 * MB, &lease, &err), SAMKV_OK);
+    ck_assert_ptr_eq(samkv_lease_memory(lease), memory);
+    samkv_lease_end(other, true);
+    samkv_lease_end(lease, true);
+    samkv_leases_free(large);
+}
+END_TEST
+
+/* What was used lately is kept: older memory goes for it when both exceed the limit. */
+START_TEST(the_oldest_goes_first)
+{
+    struct samkv_lease *old = take(12 * MB);
+    samkv_lease_end(old, true);
+    struct samkv_lease *lease = take(8 * MB);
+    void *first = samkv_lease_memory(lease); /* the 12 MB: it may be wasted so far */
+    struct samkv_lease *next = take(8 * MB);
+    samkv_lease_end(lease, true);
+    expect_stats(1, 8, 12);
+    void *latest = samkv_lease_memory(next);
+    samkv_lease_end(next, true);
+    expect_stats(0, 0, 20);
+    lease = take(8 * MB);
+    ck_assert_ptr_eq(samkv_lease_memory(lease), latest); /* the better fit */
+    ck_assert_ptr_ne(latest, first);
+    samkv_lease_end(lease, true);
 }
 END_TEST
 
@@ -228,10 +276,11 @@ END_TEST
 
 START_TEST(kept_memory_makes_room_for_a_larger_reply)
 {
-    samkv_lease_end(take(8 * MB), true);
-    samkv_lease_end(take(2 * MB), true);
+    struct samkv_lease *lease = take(8 * MB), *small = take(2 * MB);
+    samkv_lease_end(lease, true);
+    samkv_lease_end(small, true);
     expect_stats(0, 0, 10);
-    struct samkv_lease *lease = take(16 * MB);
+    lease = take(16 * MB);
     expect_stats(1, 16, 0);
     await_live(1);
     samkv_lease_end(lease, true);
@@ -300,6 +349,9 @@ int main(void)
     tcase_add_test(tc, two_holders);
     tcase_add_loop_test(tc, one_unclean_end_is_enough, 0, 3);
     tcase_add_test(tc, kept_memory_begins_anew);
+    tcase_add_test(tc, small_replies_share);
+    tcase_add_test(tc, much_memory_is_not_wasted);
+    tcase_add_test(tc, the_oldest_goes_first);
     tcase_add_test(tc, the_limit_is_kept);
     tcase_add_test(tc, kept_memory_makes_room_for_a_larger_reply);
     tcase_add_test(tc, a_device_without_memory);
