@@ -25,6 +25,7 @@ struct setup {
 
 struct sample {
     double wall;
+    double overhead; /* what is no index, query's pass, selection or recomputation; reads may run beside these */
     struct samkv_timing t;
 };
 
@@ -65,6 +66,7 @@ static void fetch_once(struct runner *r, struct samkv_client *client, unsigned s
     out->wall = now_ms() - start;
     const struct samkv_figures *f = &cache->figures;
     out->t = f->timing_ms;
+    out->overhead = out->wall - out->t.index - out->t.query - out->t.select - out->t.recompute;
     r->sequence_ratio = f->sequence_ratio;
     r->recompute_ratio = f->recompute_ratio;
     r->bytes_read = (double)f->bytes_read;
@@ -126,6 +128,7 @@ static void report(const struct setup *s, const struct runner *r, struct sample 
            "\"reply\":%.3f,",
            MEDIAN(t.total), MEDIAN(t.queue), MEDIAN(t.index), MEDIAN(t.query), MEDIAN(t.select), MEDIAN(t.read),
            MEDIAN(t.recompute), MEDIAN(t.reply));
+    printf("\"overhead\":%.3f,", MEDIAN(overhead));
     printf("\"kept\":%.0f,\"total\":%.0f,\"sequence_ratio\":%.4f,\"recompute_ratio\":%.4f,\"mb_read\":%.2f,\"mb_"
            "stored\":%.2f,"
            "\"mb_cache\":%.2f}\n",
