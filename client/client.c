@@ -49,6 +49,13 @@ static void forget(struct samkv_client *client, struct samkv_pending *pending)
     *pending = client->pending[--client->pending_count];
 }
 
+/* Nobody waits for the answer any more: what was announced goes back at once, since the answer may take long. */
+static void abandon(struct samkv_pending *pending)
+{
+    pending->abandoned = true;
+    samkv_device_unmap(&pending->announced);
+}
+
 /* Hands the request's failure over and stops waiting for it. */
 static void give_up(struct samkv_client *client, struct samkv_pending *pending, const struct samkv_error *why)
 {
@@ -57,7 +64,7 @@ static void give_up(struct samkv_client *client, struct samkv_pending *pending, 
         append_done(client, pending->done);
         pending->done = NULL;
     }
-    pending->abandoned = true;
+    abandon(pending);
 }
 
 /* The connection is over: everything in flight ends with the same words. */
@@ -294,7 +301,7 @@ void samkv_client_abandon(struct samkv_client *client, uint64_t request)
 {
     struct samkv_pending *pending = find_pending(client, request);
     if (pending)
-        pending->abandoned = true;
+        abandon(pending);
     struct samkv_reply reply;
     while (take(client, request, &reply))
         samkv_reply_deinit(&reply);

@@ -262,7 +262,7 @@ static void give_back(int lease)
 
 void samkv_device_refuse(struct samkv_fds *fds)
 {
-    if (fds->count == SAMKV_DEVICE_FDS)
+    if (fds->count == SAMKV_DEVICE_FDS || fds->count == SAMKV_ANNOUNCED_FDS)
         give_back(fds->fd[--fds->count]);
     samkv_fds_close(fds);
 }
@@ -296,8 +296,8 @@ enum samkv_status samkv_device_map(const Samkv__DeviceMemory *m, struct samkv_fd
 enum samkv_status samkv_device_map_announced(const Samkv__DeviceMemory *m, struct samkv_fds *fds,
                                              struct samkv_device_memory *out, struct samkv_error *err)
 {
-    if (!m || fds->count != 2 || fds->surplus) {
-        samkv_fds_close(fds);
+    if (!m || fds->count != SAMKV_ANNOUNCED_FDS || fds->surplus) {
+        samkv_device_refuse(fds);
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon announced device memory without saying all of it");
     }
     /* As in a whole answer, but without the file. */

@@ -145,6 +145,7 @@ enum samkv_status samkv_cache_read(const struct samkv_cache *, const void *from,
 
 /* The descriptors of a reply with device memory, in their order. */
 enum { SAMKV_FD_FILE, SAMKV_FD_DEVICE, SAMKV_FD_LEASE, SAMKV_DEVICE_FDS };
+#define SAMKV_ANNOUNCED_FDS 2 /* an announcement has the last two of them */
 
 /*
  * Maps it. The descriptors of memory and lease are taken out of fds on success only. PROTOCOL when it is not what the
@@ -164,5 +165,5 @@ void samkv_device_unmap(struct samkv_device_memory *);
 enum samkv_status samkv_device_read(const struct samkv_device_memory *, uint64_t offset, void *out, size_t bytes,
                                     struct samkv_error *) SAMKV_MUST_USE;
 
-/* Closes a reply's descriptors that were not mapped; a lease among them is given back. */
+/* Closes descriptors of a reply or announcement that were not mapped; a lease among them is given back. */
 void samkv_device_refuse(struct samkv_fds *fds);

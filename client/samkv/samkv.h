@@ -210,6 +210,9 @@ struct samkv_figures {
  *   - samkv_cache_k and _v give device pointers. They are good in every context and stream of that GPU in this process
  *     (its primary context, the runtime API's, is kept alive meanwhile), never on the host. On a daemon that only plays
  *     a GPU, for tests, `device` is -1 and they are host pointers.
+ *   - It is mapped when the daemon says where K and V will be, which may be before they are computed: by
+ *     samkv_client_process or by the call that waits, so that mapping costs no time of its own. Such memory belongs to
+ *     the request in flight; whatever ends that without a cache unmaps it.
  *   - The memory is mapped for reading and writing, so that an engine can change a cache in place. What it writes is
  * its own business, between the tensors too, but only until samkv_cache_free: afterwards the memory is another reply's.
  *   - samkv_cache_free unmaps it and tells the daemon, which then uses it again. All work on the GPU that touches it
@@ -456,7 +459,8 @@ SAMKV_API enum samkv_status samkv_client_submit_status(struct samkv_client *, ui
 SAMKV_API enum samkv_status samkv_client_submit_verify(struct samkv_client *, const char *collection, bool repair,
                                                        uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
 
-/* Drops the answer of a request in flight; the daemon works on. Its place is free again when that answer has come. */
+/* Drops the answer of a request in flight, and unmaps device memory that came for it already; the daemon works on. Its
+ * place is free again when that answer has come. */
 SAMKV_API void samkv_client_abandon(struct samkv_client *, uint64_t request);
 
 /* To poll; never to be read from. -1 after the connection ended. */
@@ -467,8 +471,9 @@ SAMKV_API bool samkv_client_wants_write(const struct samkv_client *);
 SAMKV_API int samkv_client_wait_ms(const struct samkv_client *);
 
 /*
- * Moves what can be moved without blocking and completes requests. Anything but OK is the connection's end: every
- * request that was in flight is then complete with that status.
+ * Moves what can be moved without blocking and completes requests. Device memory of fetches is mapped here, which takes
+ * about a millisecond, and longer the first time on a GPU. Anything but OK is the connection's end: every request that
+ * was in flight is then complete with that status.
  */
 SAMKV_API enum samkv_status samkv_client_process(struct samkv_client *, struct samkv_error *err) SAMKV_MUST_USE;
 

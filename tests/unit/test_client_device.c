@@ -2,81 +2,10 @@
  * Caches in device memory, of plain shared memory and of a fake CUDA driver: what is mapped, when the lease goes back,
  * and that no lie of the daemon and no failure of the driver leaves anything behind.
  */
-#include <dlfcn.h>
-#include <poll.h>
 #include <stdio.h>
 #include <sys/stat.h>
 
-#include "tests/unit/fake_daemon.h"
-#include "tests/unit/fake_libcuda.h"
-
-/* ------------------------------------------------------------------ a small cache in two memories */
-
-enum { LAYERS = 2, ROWS = 3, HEADS = 2, DIM = 5, VOCAB = 7, WIDTH = HEADS * DIM };
-
-/* The sealed file, without a header that nobody reads here. */
-struct columns {
-    int32_t nothing, tokens[ROWS], doc[ROWS], index[ROWS], position[ROWS];
-    float logits[VOCAB];
-};
-
-/* The device's memory: layers are further apart than they are long. */
-struct kv {
-    float begin[16];
-    struct {
-        float data[ROWS][WIDTH], gap[2];
-    } k[LAYERS], v[LAYERS];
-    float end[1000];
-};
-
-static const struct columns columns = {.tokens = {11, 12, 13},
-                                       .doc = {-1, 0, -2},
-                                       .index = {0, 4, 0},
-                                       .position = {0, 5, 9},
-                                       .logits = {1, 2, 3, 4, 5, 6, 7}};
-
-static void fill_kv(struct kv *kv)
-{
-    memset(kv, 0, sizeof *kv);
-    for (int l = 0; l < LAYERS; l++)
-        for (int r = 0; r < ROWS; r++)
-            for (int i = 0; i < WIDTH; i++) {
-                kv->k[l].data[r][i] = (float)(100 * l + 10 * r + i);
-                kv->v[l].data[r][i] = -kv->k[l].data[r][i];
-            }
-}
-
-static int make_memfd(const void *bytes, size_t count, int seals)
-{
-    int fd = memfd_create("fake", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-    ck_assert_int_eq(write(fd, bytes, count), (ssize_t)count);
-    ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, seals), 0);
-    return fd;
-}
-
-static void make_reply(Samkv__FetchReply *m, Samkv__DeviceMemory *device)
-{
-    samkv__fetch_reply__init(m);
-    samkv__device_memory__init(device);
-    m->memory_bytes = sizeof(struct columns);
-    m->dtype = SAMKV_F32;
-    m->layers = LAYERS;
-    m->rows = ROWS;
-    m->kv_heads = HEADS;
-    m->head_dim = DIM;
-    m->k_offset = offsetof(struct kv, k);
-    m->v_offset = offsetof(struct kv, v);
-    m->layer_stride = sizeof(((struct kv *)0)->k[0]);
-    m->tokens_offset = offsetof(struct columns, tokens);
-    m->doc_offset = offsetof(struct columns, doc);
-    m->index_offset = offsetof(struct columns, index);
-    m->position_offset = offsetof(struct columns, position);
-    m->logits_offset = offsetof(struct columns, logits);
-    m->vocab = VOCAB;
-    m->backend = (char *)"cpu";
-    device->bytes = sizeof(struct kv);
-    m->device = device;
-}
+#include "tests/unit/fake_cache.h"
 
 /* ------------------------------------------------------------------ a daemon with one reply */
 
@@ -151,8 +80,9 @@ static void serve(struct fake_daemon *d)
     ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     lease = pair[0];
     struct samkv_fds all = {
-        .fd = {make_memfd(&columns, sizeof columns, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL),
-               make_memfd(&kv, sizeof kv, deed->plain_device ? F_SEAL_GROW : F_SEAL_SHRINK | F_SEAL_GROW), pair[1]},
+        .fd = {make_memfd("fake", &columns, sizeof columns, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE | F_SEAL_SEAL),
+               make_memfd("fake", &kv, sizeof kv, deed->plain_device ? F_SEAL_GROW : F_SEAL_SHRINK | F_SEAL_GROW),
+               pair[1]},
         .count = 3};
     struct samkv_fds fds = all;
     fds.count = deed->fds ? deed->fds : 3;
@@ -160,39 +90,6 @@ static void serve(struct fake_daemon *d)
     samkv_fds_close(&all);
     if (deed->hold)
         fake_serve_pings(d);
-}
-
-static const struct samkv_fetch_options *some_options(enum samkv_fetch_placement placement)
-{
-    static const char *const ids[] = {"a"};
-    static struct samkv_fetch_options options;
-    samkv_fetch_options_init(&options);
-    options.ids = ids;
-    options.id_count = 1;
-    options.query = "q";
-    options.query_bytes = 1;
-    options.placement = placement;
-    return &options;
-}
-
-/* Whether the client said that it has unmapped the memory; its end must be closed. */
-static bool lease_was_returned(void)
-{
-    char bytes[4];
-    struct pollfd p = {.fd = lease, .events = POLLIN};
-    ck_assert_int_eq(poll(&p, 1, 10000), 1);
-    ssize_t n = recv(lease, bytes, sizeof bytes, MSG_WAITALL);
-    ck_assert_int_le(n, 1);
-    bool returned = n == 1 && bytes[0] == 'R';
-    ck_assert_int_eq(recv(lease, bytes, 1, 0), 0);
-    close(lease);
-    return returned;
-}
-
-static bool lease_is_held(void)
-{
-    char byte;
-    return recv(lease, &byte, 1, MSG_DONTWAIT) < 0;
 }
 
 static struct samkv_cache *fetch_cache(const struct deed *deed)
@@ -207,45 +104,7 @@ static struct samkv_cache *fetch_cache(const struct deed *deed)
     return cache;
 }
 
-static struct fake_cuda *cuda(void)
-{
-    void *library = dlopen("libcuda.so.1", RTLD_NOW);
-    ck_assert_ptr_nonnull(library);
-    struct fake_cuda *fake = dlsym(library, "fake_cuda");
-    ck_assert_ptr_nonnull(fake);
-    return fake;
-}
-
-/* contexts: 1 once a cache was mapped, since opening it again would take long. */
-static void expect_nothing_open(const struct fake_cuda *fake, int contexts)
-{
-    ck_assert_int_eq(fake->contexts, contexts);
-    ck_assert_int_eq(fake->current, 0);
-    ck_assert_int_eq(fake->handles, 0);
-    ck_assert_int_eq(fake->ranges, 0);
-    ck_assert_int_eq(fake->mappings, 0);
-}
-
 /* ------------------------------------------------------------------ truth */
-
-static void check_contents(const struct samkv_cache *cache)
-{
-    struct kv kv;
-    fill_kv(&kv);
-    ck_assert_int_eq(cache->where, SAMKV_FETCH_DEVICE);
-    ck_assert_uint_eq(cache->head_stride_bytes, DIM * sizeof(float));
-    ck_assert_uint_eq(cache->row_stride_bytes, WIDTH * sizeof(float));
-    ck_assert_uint_eq(cache->layer_stride_bytes, sizeof kv.k[0]);
-    for (uint32_t l = 0; l < LAYERS; l++) {
-        ck_assert_mem_eq(samkv_cache_k(cache, l), kv.k[l].data, sizeof kv.k[l].data);
-        ck_assert_mem_eq(samkv_cache_v(cache, l), kv.v[l].data, sizeof kv.v[l].data);
-    }
-    ck_assert_ptr_null(samkv_cache_k(cache, LAYERS));
-    ck_assert_mem_eq(cache->tokens, columns.tokens, sizeof columns.tokens);
-    ck_assert_mem_eq(cache->position, columns.position, sizeof columns.position);
-    ck_assert_mem_eq(cache->logits, columns.logits, sizeof columns.logits);
-    ((float *)samkv_cache_k(cache, 0))[0] = 77; /* writing is allowed */
-}
 
 START_TEST(shared_memory)
 {
@@ -256,9 +115,9 @@ START_TEST(shared_memory)
     ck_assert_int_eq(cache->device, -1);
     ck_assert_int_eq(fstat(samkv_cache_fd(cache), &st), 0);
     ck_assert_int_eq(st.st_size, sizeof columns);
-    ck_assert(lease_is_held());
+    ck_assert(lease_is_held(lease));
     samkv_cache_free(cache);
-    ck_assert(lease_was_returned());
+    ck_assert(lease_was_returned(lease));
     ck_assert_int_eq(fake_open_descriptors(), before);
 }
 END_TEST
@@ -273,9 +132,9 @@ START_TEST(cuda_memory)
     ck_assert_int_eq(fake->contexts, 2); /* the cache's, and the one that stays */
     ck_assert_int_eq(fake->current, 0);  /* the caller's stack is as it was */
     ck_assert_int_eq(fake->handles, 0);
-    ck_assert(lease_is_held());
+    ck_assert(lease_is_held(lease));
     samkv_cache_free(cache);
-    ck_assert(lease_was_returned());
+    ck_assert(lease_was_returned(lease));
     expect_nothing_open(fake, 1);
     ck_assert_int_eq(fake_open_descriptors(), before);
 }
@@ -300,7 +159,7 @@ START_TEST(cuda_memory_that_stays)
     struct samkv_cache *cache = fetch_cache(&(struct deed){.cuda = true});
     fake->failing = "cuMemUnmap";
     samkv_cache_free(cache);
-    ck_assert(!lease_was_returned());
+    ck_assert(!lease_was_returned(lease));
     ck_assert_int_eq(fake->current, 0);
 }
 END_TEST
@@ -404,7 +263,7 @@ static void check_refusal(struct deed deed, enum samkv_fetch_placement asked, en
     ck_assert_ptr_null(cache);
     ck_assert(*err.text && !strchr(err.text, '\n'));
     ck_assert_int_eq(samkv_client_ping(client, &err), SAMKV_OK);
-    ck_assert_int_eq(lease_was_returned(), !deed.fds); /* when it came */
+    ck_assert_int_eq(lease_was_returned(lease), !deed.fds); /* when it came */
     fake_end(&d, client);
     ck_assert_int_eq(fake_open_descriptors(), before);
 }
@@ -440,7 +299,7 @@ START_TEST(an_abandoned_reply)
         samkv_client_abandon(client, request);
     ck_assert_int_eq(samkv_client_ping(client, &err), SAMKV_OK); /* the reply came before */
     fake_end(&d, client);
-    ck_assert(lease_was_returned());
+    ck_assert(lease_was_returned(lease));
 }
 END_TEST
 
@@ -521,7 +380,7 @@ START_TEST(save_copies_from_the_device)
     ck_assert_int_eq(unlink(path), 0);
     ck_assert_int_eq(rmdir(directory), 0); /* nothing else was left there */
     samkv_cache_free(cache);
-    ck_assert(lease_was_returned());
+    ck_assert(lease_was_returned(lease));
 }
 END_TEST
 
