@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "daemon/samkv/recompute.h"
 #include "daemon/samkv/transfer.h"
 
 /* ------------------------------------------------------------------ a latch */
@@ -290,15 +289,7 @@ static void score_on_lane(void *arg)
 {
     struct plan *p = arg;
     const struct samkv_fetch_job *job = p->job;
-    const struct samkv_query_pass query = {
-        .query = job->query,
-        .query_count = (int)job->query_count,
-        .first_position = (int32_t)job->query_position,
-        .anchor_rows = (int)p->rows,
-        .stable_layers = job->stable,
-        .stable_count = job->stable_count,
-        .cancelled = job->request->cancelled,
-    };
+    const struct samkv_query_pass query = samkv_fetch_job_query_pass(job, p->rows);
     const struct samkv_query_scoring scoring = {
         .documents = job->document_count,
         .index = p->index,
@@ -328,24 +319,6 @@ static enum samkv_status score(struct plan *p)
     return p->status;
 }
 
-static enum samkv_status choose(struct plan *p)
-{
-    struct samkv_fetch_job *job = p->job;
-    const struct samkv_select_input input = {
-        .stable_count = job->stable_count,
-        .stable_layers = job->stable,
-        .heads = job->collection.heads,
-        .kv_heads = job->collection.shape.kv_heads,
-        .head_dim = job->collection.shape.head_dim,
-        .scores = p->scores,
-        .documents = p->documents,
-        .document_count = job->document_count,
-        .ratio = job->request->ratio,
-        .fixed = job->request->fixed,
-    };
-    return samkv_select(&input, &job->selection, p->err);
-}
-
 enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct samkv_error *err)
 {
     struct plan p;
@@ -358,7 +331,7 @@ enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct sa
         status = score(&p);
     job->timing.query = samkv_lap_ms(&since);
     if (!status)
-        status = choose(&p);
+        status = samkv_fetch_job_select(job, p.documents, NULL, p.scores, err);
     job->timing.select = samkv_lap_ms(&since);
     plan_deinit(&p);
     return status;
@@ -425,19 +398,9 @@ static void recompute_on_lane(void *arg)
 {
     struct fill *f = arg;
     struct samkv_fetch_job *job = f->job;
-    const struct samkv_recompute recompute = {
-        .rows = (int)(job->rows - job->query_rows),
-        .query_count = (int)job->query_rows,
-        .ids = job->tokens,
-        .positions = job->position,
-        .depths = job->depth,
-        .update = job->request->update,
-        .theta = (float)job->request->theta,
-        .before_layer = wait_for_load,
-        .before_layer_arg = f,
-        .logits = job->logits,
-        .cancelled = job->request->cancelled,
-    };
+    struct samkv_recompute recompute = samkv_fetch_job_recomputation(job);
+    recompute.before_layer = wait_for_load;
+    recompute.before_layer_arg = f;
     double since = samkv_now_ms();
     f->status = samkv_recompute(&job->engine, &job->cache, &recompute, &f->recompute_err);
     job->timing.recompute = samkv_now_ms() - since;

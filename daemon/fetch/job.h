@@ -9,6 +9,7 @@
 #include "daemon/fetch/fetch.h"
 #include "daemon/ingest/spec.h"
 #include "daemon/ingest/load.h"
+#include "daemon/samkv/recompute.h"
 #include "daemon/samkv/select.h"
 #include "daemon/samkv/stage.h"
 
@@ -74,6 +75,12 @@ enum samkv_status samkv_fetch_job_read_tokens(struct samkv_fetch_job *, struct s
 
 /* Index and anchors, the query over them, the selection. */
 enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+/* What planning is made of on every device: step 1's pass over this many rows of preamble and anchors, and the choice
+ * by the query's vectors or by scores that a device made of them. */
+struct samkv_query_pass samkv_fetch_job_query_pass(const struct samkv_fetch_job *, size_t anchor_rows);
+enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *, const struct samkv_select_document *,
+                                         const float *const *q_query, const float *scores,
+                                         struct samkv_error *) SAMKV_MUST_USE;
 /* Instead of plan: everything is kept and nothing recomputed (naive reuse). */
 enum samkv_status samkv_fetch_job_keep_all(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
 
@@ -84,6 +91,9 @@ enum samkv_status samkv_fetch_job_lay_out(struct samkv_fetch_job *, bool with_qu
 /* The first layer in which a kept block's stored K and V are used: behind those that overwrite them. `layers` for none.
  */
 uint32_t samkv_fetch_job_first_layer(const struct samkv_fetch_job *, uint32_t document, uint32_t block);
+
+/* Step 5 over the rows that were laid out. */
+struct samkv_recompute samkv_fetch_job_recomputation(const struct samkv_fetch_job *);
 
 /* Kept blocks from the store (anchors from memory) into job->stage, then with RoPE into job->cache, which are given
  * (the stage on a unified device only), then the recomputation. meanwhile: see device.h; never called on a unified

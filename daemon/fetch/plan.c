@@ -3,7 +3,6 @@
 
 #include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
-#include "daemon/samkv/recompute.h"
 
 /* What planning holds besides the job. */
 struct plan {
@@ -126,21 +125,26 @@ static enum samkv_status read_anchors(struct plan *p)
     return status;
 }
 
+struct samkv_query_pass samkv_fetch_job_query_pass(const struct samkv_fetch_job *job, size_t anchor_rows)
+{
+    return (struct samkv_query_pass){
+        .query = job->query,
+        .query_count = (int)job->query_count,
+        .first_position = (int32_t)job->query_position,
+        .anchor_rows = (int)anchor_rows,
+        .stable_layers = job->stable,
+        .stable_count = job->stable_count,
+        .cancelled = job->request->cancelled,
+    };
+}
+
 /* Step 1, on the lane. */
 static void query_on_lane(void *arg)
 {
     struct plan *p = arg;
     struct samkv_fetch_job *job = p->job;
     int preamble = (int)job->collection.preamble_tokens, anchors = (int)p->anchor_rows;
-    const struct samkv_query_pass query = {
-        .query = job->query,
-        .query_count = (int)job->query_count,
-        .first_position = (int32_t)job->query_position,
-        .anchor_rows = preamble + anchors,
-        .stable_layers = job->stable,
-        .stable_count = job->stable_count,
-        .cancelled = job->request->cancelled,
-    };
+    const struct samkv_query_pass query = samkv_fetch_job_query_pass(job, (size_t)(preamble + anchors));
     p->status =
         samkv_kv_cache_init(&p->cache, job->engine.model, (size_t)(preamble + anchors) + job->query_count, p->err);
     if (!p->status)
@@ -153,11 +157,9 @@ static void query_on_lane(void *arg)
     samkv_kv_cache_deinit(&p->cache, job->engine.device);
 }
 
-static enum samkv_status choose(struct plan *p)
+enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *job, const struct samkv_select_document *documents,
+                                         const float *const *q_query, const float *scores, struct samkv_error *err)
 {
-    struct samkv_fetch_job *job = p->job;
-    for (uint32_t s = 0; s < job->stable_count; s++)
-        p->q_query_layers[s] = p->q_query + s * q_width(job);
     const struct samkv_select_input input = {
         .stable_count = job->stable_count,
         .stable_layers = job->stable,
@@ -165,13 +167,22 @@ static enum samkv_status choose(struct plan *p)
         .kv_heads = job->collection.shape.kv_heads,
         .head_dim = job->collection.shape.head_dim,
         .inv_freq = job->engine.model->config.inv_freq,
-        .q_query = p->q_query_layers,
-        .documents = p->documents,
+        .q_query = q_query,
+        .scores = scores,
+        .documents = documents,
         .document_count = job->document_count,
         .ratio = job->request->ratio,
         .fixed = job->request->fixed,
     };
-    return samkv_select(&input, &job->selection, p->err);
+    return samkv_select(&input, &job->selection, err);
+}
+
+static enum samkv_status choose(struct plan *p)
+{
+    struct samkv_fetch_job *job = p->job;
+    for (uint32_t s = 0; s < job->stable_count; s++)
+        p->q_query_layers[s] = p->q_query + s * q_width(job);
+    return samkv_fetch_job_select(job, p->documents, p->q_query_layers, NULL, p->err);
 }
 
 enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *job, struct samkv_error *err)

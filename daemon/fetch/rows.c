@@ -4,7 +4,6 @@
 
 #include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
-#include "daemon/samkv/recompute.h"
 
 /* ------------------------------------------------------------------ lay out */
 
@@ -131,6 +130,21 @@ static enum samkv_status load(struct samkv_fetch_job *job, struct samkv_error *e
 
 /* ------------------------------------------------------------------ recompute */
 
+struct samkv_recompute samkv_fetch_job_recomputation(const struct samkv_fetch_job *job)
+{
+    return (struct samkv_recompute){
+        .rows = (int)(job->rows - job->query_rows),
+        .query_count = (int)job->query_rows,
+        .ids = job->tokens,
+        .positions = job->position,
+        .depths = job->depth,
+        .update = job->request->update,
+        .theta = (float)job->request->theta,
+        .logits = job->logits,
+        .cancelled = job->request->cancelled,
+    };
+}
+
 struct lane_work {
     struct samkv_fetch_job *job;
     enum samkv_status status;
@@ -141,19 +155,8 @@ static void recompute_on_lane(void *arg)
 {
     struct lane_work *w = arg;
     struct samkv_fetch_job *job = w->job;
-    int stored = (int)(job->rows - job->query_rows);
-    const struct samkv_recompute recompute = {
-        .rows = stored,
-        .query_count = (int)job->query_rows,
-        .ids = job->tokens,
-        .positions = job->position,
-        .depths = job->depth,
-        .update = job->request->update,
-        .theta = (float)job->request->theta,
-        .logits = job->logits,
-        .cancelled = job->request->cancelled,
-    };
-    w->status = samkv_stage_place(&job->engine, &job->stage, &job->cache, job->position, 0, stored, w->err);
+    const struct samkv_recompute recompute = samkv_fetch_job_recomputation(job);
+    w->status = samkv_stage_place(&job->engine, &job->stage, &job->cache, job->position, 0, recompute.rows, w->err);
     if (!w->status)
         w->status = samkv_recompute(&job->engine, &job->cache, &recompute, w->err);
 }
