@@ -2,6 +2,7 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -104,6 +105,16 @@ static void return_large_blocks(void)
     mallopt(M_ARENA_MAX, 4);
 }
 
+/* Connections, replies and leases take descriptors; shells often allow 1,024 where the system allows far more. */
+static void allow_descriptors(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+        limit.rlim_cur = limit.rlim_max;
+        (void)setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct samkv_settings settings;
@@ -111,6 +122,7 @@ int main(int argc, char **argv)
     int exit_code = EXIT_SUCCESS;
     samkv_spin_briefly(argv);
     return_large_blocks();
+    allow_descriptors();
     umask(0027);
     if (samkv_settings_read(&settings, argc, argv, getenv, &err) != SAMKV_OK) {
         fprintf(stderr, "samkvd: %s\n", err.text);

@@ -94,7 +94,8 @@ void samkv_fetch_pins_deinit(struct samkv_fetch_pins *pins)
 static void add(struct list *l, const struct samkv_manifest *manifest, uint32_t kind, uint32_t number, size_t bytes)
 {
     struct samkv_record_want *want = &l->pins->wants[l->pins->count];
-    *want = (struct samkv_record_want){.key = {.kind = kind, .number = number}, .bytes = bytes};
+    *want = (struct samkv_record_want){
+        .key = {.made = (uint64_t)manifest->created_unix_s, .kind = kind, .number = number}, .bytes = bytes};
     memcpy(want->key.document, manifest->key.bytes, sizeof want->key.document);
     l->items[l->pins->count++] = (struct item){manifest, number};
 }

@@ -46,7 +46,9 @@ enum samkv_status samkv_lease_watch_bind(struct samkv_lease_watch *w, struct sam
 {
     int pair[2];
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) != 0)
-        return samkv_fail_errno(err, errno, "cannot make the lease of a cache in device memory");
+        return samkv_fail_errno(err, errno,
+                                "cannot make the lease of a cache in device memory: free some caches, "
+                                "or allow samkvd more open files (ulimit -n)");
     w->lease = lease;
     w->fd = pair[0];
     *client_fd = pair[1];

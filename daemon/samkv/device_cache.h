@@ -20,9 +20,11 @@
 struct samkv_device_cache;
 struct samkv_cached;
 
-/* A document's content key, and which of its records. */
+/* A document's content key, and which of its records. A document that is removed and prefilled again has the same key
+ * and may round otherwise: `made` tells one from the other. */
 struct samkv_cached_key {
     uint8_t document[16];
+    uint64_t made; /* when, in seconds */
     uint32_t kind, number;
 };
 
