@@ -35,6 +35,13 @@ struct samkv_transfer {
     uint8_t *ring;
     size_t ring_bytes;
     struct slot slots[SLOTS];
+    /* Device memory of placements. */
+    struct {
+        struct samkv_run *runs;
+        int32_t *positions;
+        float *rope;
+        size_t runs_bytes, positions_bytes, rope_bytes;
+    } scratch;
 };
 
 void samkv_transfer_free(struct samkv_transfer *t)
@@ -45,6 +52,9 @@ void samkv_transfer_free(struct samkv_transfer *t)
     for (int i = 0; i < SLOTS; i++)
         ops->event_free(t->slots[i].sent);
     ops->host_release(t->device, t->ring);
+    ops->release(t->device, t->scratch.runs);
+    ops->release(t->device, t->scratch.positions);
+    ops->release(t->device, t->scratch.rope);
     samkv_device_cache_free(t->cache);
     samkv_team_free(t->team);
     if (t->stream)
@@ -267,32 +277,57 @@ enum samkv_status samkv_transfer_up(struct samkv_transfer *t, struct samkv_recor
 
 /* ------------------------------------------------------------------ into a KV cache */
 
-/* Device memory of one placement. */
-struct scratch {
-    struct samkv_run *runs;
-    int32_t *positions;
-    float *rope;
-};
+/* Makes room for a placement; grows only, and what a placement before used is in order on the stream. */
+static enum samkv_status reserve_scratch(struct samkv_transfer *t, size_t runs, size_t rows, size_t head_dim)
+{
+    struct samkv_device *device = t->device;
+    const struct {
+        void **memory;
+        size_t *bytes, wanted;
+    } parts[] = {
+        {(void **)&t->scratch.runs, &t->scratch.runs_bytes, runs * sizeof(struct samkv_run)},
+        {(void **)&t->scratch.positions, &t->scratch.positions_bytes, rows * sizeof(int32_t)},
+        {(void **)&t->scratch.rope, &t->scratch.rope_bytes, rows * head_dim * sizeof(float)},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        if (parts[i].wanted <= *parts[i].bytes)
+            continue;
+        device->ops->release(device, *parts[i].memory);
+        *parts[i].memory = NULL;
+        *parts[i].bytes = 0;
+        enum samkv_status status = device->ops->alloc(device, parts[i].wanted, parts[i].memory);
+        if (status)
+            return status;
+        *parts[i].bytes = parts[i].wanted;
+    }
+    return SAMKV_OK;
+}
 
-static enum samkv_status place_all(struct samkv_transfer *t, const struct scratch *s, const struct samkv_run *runs,
-                                   size_t count, const int32_t *positions, size_t rows, const double *inv_freq_device,
+static enum samkv_status place_all(struct samkv_transfer *t, const struct samkv_run *runs, size_t count,
+                                   const int32_t *positions, size_t rows, const double *inv_freq_device,
                                    float rope_scale, const struct samkv_place_runs *place, struct samkv_error *err)
 {
     const struct samkv_ops *ops = t->device->ops;
     struct samkv_place_runs p = *place;
-    p.runs = s->runs;
-    p.rope = s->rope;
     p.count = (int)count;
     p.max_tokens = 0;
     for (size_t i = 0; i < count; i++)
         if (runs[i].tokens > p.max_tokens)
             p.max_tokens = runs[i].tokens;
     pthread_mutex_lock(&t->turn);
-    ops->upload(t->stream, s->runs, runs, count * sizeof *runs);
-    ops->upload(t->stream, s->positions, positions, rows * sizeof *positions);
-    ops->rope_table(t->stream, inv_freq_device, p.head_dim / 2, s->positions, (int)rows, rope_scale, s->rope);
+    enum samkv_status status = reserve_scratch(t, count, rows, (size_t)p.head_dim);
+    if (status) {
+        pthread_mutex_unlock(&t->turn);
+        return samkv_fail(err, status, "no memory on %s to place %zu tokens", t->device->name, rows);
+    }
+    p.runs = t->scratch.runs;
+    p.rope = t->scratch.rope;
+    ops->upload(t->stream, t->scratch.runs, runs, count * sizeof *runs);
+    ops->upload(t->stream, t->scratch.positions, positions, rows * sizeof *positions);
+    ops->rope_table(t->stream, inv_freq_device, p.head_dim / 2, t->scratch.positions, (int)rows, rope_scale,
+                    t->scratch.rope);
     ops->place_runs(t->stream, &p);
-    enum samkv_status status = ops->sync(t->stream, err);
+    status = ops->sync(t->stream, err);
     pthread_mutex_unlock(&t->turn);
     return status;
 }
@@ -302,23 +337,11 @@ enum samkv_status samkv_transfer_place(struct samkv_transfer *t, const struct sa
                                        const double *inv_freq_device, float rope_scale,
                                        const struct samkv_place_runs *place, struct samkv_error *err)
 {
-    struct samkv_device *device = t->device;
-    struct scratch s = {0};
-    enum samkv_status status = SAMKV_OK;
     if (!count)
         return SAMKV_OK;
     for (size_t i = 0; i < count; i++)
         runs[i].src = samkv_cached_memory(wants[i].entry);
-    if (device->ops->alloc(device, count * sizeof *runs, (void **)&s.runs) ||
-        device->ops->alloc(device, rows * sizeof *positions, (void **)&s.positions) ||
-        device->ops->alloc(device, rows * (size_t)place->head_dim * sizeof(float), (void **)&s.rope))
-        status = samkv_fail(err, SAMKV_NO_MEMORY, "no memory on %s to place %zu tokens", device->name, rows);
-    else
-        status = place_all(t, &s, runs, count, positions, rows, inv_freq_device, rope_scale, place, err);
-    device->ops->release(device, s.runs);
-    device->ops->release(device, s.positions);
-    device->ops->release(device, s.rope);
-    return status;
+    return place_all(t, runs, count, positions, rows, inv_freq_device, rope_scale, place, err);
 }
 
 /* ------------------------------------------------------------------ down */
