@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/base/ids.h"
+#include "daemon/fetch/device.h"
 #include "daemon/fetch/heal.h"
 #include "daemon/fetch/job.h"
 #include "daemon/fetch/memory.h"
@@ -40,7 +41,9 @@ static enum samkv_status allocate_cache(struct answer *a)
         status = samkv_memory_check((a->job.rows + (uint64_t)a->max_tokens) * row_bytes, a->err);
     if (status)
         return status;
-    return samkv_kv_cache_init(&a->job.cache, a->job.engine.model, (size_t)a->job.rows + a->max_tokens, a->err);
+    size_t rows = (size_t)a->job.rows + a->max_tokens;
+    return a->job.engine.device->unified ? samkv_kv_cache_init(&a->job.cache, a->job.engine.model, rows, a->err)
+                                         : samkv_fetch_device_cache_init(&a->job, &a->job.cache, rows, a->err);
 }
 
 /* samkv and reuse: stored rows, placed, and the query over them. */

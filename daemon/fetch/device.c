@@ -50,6 +50,22 @@ static enum samkv_status latch_wait(struct latch *latch, struct samkv_error *err
     return status ? samkv_fail(err, status, "the documents' records could not be loaded") : SAMKV_OK;
 }
 
+/* ------------------------------------------------------------------ memory */
+
+bool samkv_fetch_device_trim(const struct samkv_fetch_job *job)
+{
+    return samkv_device_cache_trim(samkv_transfer_cache(job->engine.transfer));
+}
+
+enum samkv_status samkv_fetch_device_cache_init(const struct samkv_fetch_job *job, struct samkv_kv_cache *cache,
+                                                size_t rows, struct samkv_error *err)
+{
+    enum samkv_status status = samkv_kv_cache_init(cache, job->engine.model, rows, err);
+    if (status == SAMKV_NO_MEMORY && samkv_fetch_device_trim(job))
+        status = samkv_kv_cache_init(cache, job->engine.model, rows, err);
+    return status;
+}
+
 /* ------------------------------------------------------------------ records that are wanted */
 
 /* What a want is in the store. */
@@ -268,7 +284,7 @@ static enum samkv_status bring_anchors(struct plan *p)
     add_index(p);
     enum samkv_status status = bring(&p->list, 0, p->list.blocks, p->err);
     if (!status)
-        status = samkv_kv_cache_init(&p->cache, job->engine.model, p->rows + job->query_count, p->err);
+        status = samkv_fetch_device_cache_init(job, &p->cache, p->rows + job->query_count, p->err);
     return status ? status : place(&p->list, 0, p->list.blocks, &p->cache, p->positions, p->rows, p->err);
 }
 

@@ -16,4 +16,11 @@ enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *, struct samkv
 enum samkv_status samkv_fetch_device_fill(struct samkv_fetch_job *, void (*meanwhile)(void *arg), void *arg,
                                           struct samkv_error *) SAMKV_MUST_USE;
 
+/* Gives up what the device keeps of documents that no fetch uses. False when there was nothing. */
+bool samkv_fetch_device_trim(const struct samkv_fetch_job *);
+
+/* A KV cache on the device, documents that are kept there being given up for it if need be. */
+enum samkv_status samkv_fetch_device_cache_init(const struct samkv_fetch_job *, struct samkv_kv_cache *, size_t rows,
+                                                struct samkv_error *) SAMKV_MUST_USE;
+
 void samkv_fetch_pins_deinit(struct samkv_fetch_pins *);

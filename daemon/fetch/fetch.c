@@ -3,6 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/fetch/device.h"
 #include "daemon/fetch/heal.h"
 #include "daemon/fetch/job.h"
 #include "daemon/fetch/memory.h"
@@ -167,6 +168,8 @@ static enum samkv_status allocate_cache(struct reply *r, struct samkv_error *err
     enum samkv_status status = SAMKV_OK;
     if (leased)
         status = samkv_lease_take(job->engine.leases, kv_bytes(job), &r->lease, err);
+    if (status == SAMKV_NO_MEMORY && samkv_fetch_device_trim(job))
+        status = samkv_lease_take(job->engine.leases, kv_bytes(job), &r->lease, err);
     if (status)
         return status;
     if (leased && is_stored_type(job)) {
@@ -181,7 +184,7 @@ static enum samkv_status allocate_cache(struct reply *r, struct samkv_error *err
     }
     if (!leased && !is_stored_type(job) && device->ops->alloc(device, kv_bytes(job), &r->converted))
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory on %s for the reply: ask for fewer documents", device->name);
-    return samkv_kv_cache_init(&job->cache, job->engine.model, job->rows, err);
+    return samkv_fetch_device_cache_init(job, &job->cache, job->rows, err);
 }
 
 /* What says where K and V are. */

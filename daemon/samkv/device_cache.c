@@ -145,21 +145,37 @@ static struct samkv_cached *evict(struct samkv_device_cache *cache)
     return entry;
 }
 
-/* Evicts until `bytes` more fit, or nothing is left to evict. */
-static void make_room(struct samkv_device_cache *cache, size_t bytes)
+/* Evicts until no more than `most` bytes are left, or nothing is left to evict. Lock held, but let go meanwhile. */
+static bool evict_down_to(struct samkv_device_cache *cache, uint64_t most)
 {
-    pthread_mutex_lock(&cache->lock);
-    while (cache->stats.bytes + bytes > cache->stats.budget_bytes) {
+    bool any = false;
+    while (cache->stats.bytes > most) {
         struct samkv_cached *entry = evict(cache);
         if (!entry)
             break;
+        any = true;
         pthread_mutex_unlock(&cache->lock);
         destroy(entry);
         pthread_mutex_lock(&cache->lock);
     }
+    return any;
+}
+
+static void make_room(struct samkv_device_cache *cache, size_t bytes)
+{
+    pthread_mutex_lock(&cache->lock);
+    evict_down_to(cache, bytes < cache->stats.budget_bytes ? cache->stats.budget_bytes - bytes : 0);
     cache->stats.entries++;
     cache->stats.bytes += bytes;
     pthread_mutex_unlock(&cache->lock);
+}
+
+bool samkv_device_cache_trim(struct samkv_device_cache *cache)
+{
+    pthread_mutex_lock(&cache->lock);
+    bool any = evict_down_to(cache, 0);
+    pthread_mutex_unlock(&cache->lock);
+    return any;
 }
 
 enum samkv_status samkv_device_cache_make(struct samkv_device_cache *cache, const struct samkv_cached_key *key,
@@ -171,6 +187,8 @@ enum samkv_status samkv_device_cache_make(struct samkv_device_cache *cache, cons
         return SAMKV_NO_MEMORY;
     make_room(cache, bytes);
     enum samkv_status status = cache->device->ops->alloc(cache->device, bytes, &entry->memory);
+    if (status == SAMKV_NO_MEMORY && samkv_device_cache_trim(cache))
+        status = cache->device->ops->alloc(cache->device, bytes, &entry->memory);
     if (status) {
         pthread_mutex_lock(&cache->lock);
         cache->stats.entries--;

@@ -11,6 +11,7 @@
  * Any thread. Memory is given back in the device's own order, so an entry may be unpinned while work with it is
  * enqueued.
  */
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -38,7 +39,8 @@ void samkv_device_cache_free(struct samkv_device_cache *);
 /* Pinned; NULL when it is not there. */
 struct samkv_cached *samkv_device_cache_find(struct samkv_device_cache *, const struct samkv_cached_key *);
 
-/* Memory for an entry, pinned, that nobody finds before it is published. NO_MEMORY. */
+/* Memory for an entry, pinned, that nobody finds before it is published. When the device has none, what nobody uses is
+ * given up for it first; then NO_MEMORY. */
 enum samkv_status samkv_device_cache_make(struct samkv_device_cache *, const struct samkv_cached_key *, size_t bytes,
                                           struct samkv_cached **out) SAMKV_MUST_USE;
 /* Its bytes are there: others may find it. When they have one of that key already, it stays its maker's alone. */
@@ -46,6 +48,10 @@ void samkv_device_cache_publish(struct samkv_cached *);
 void samkv_device_cache_unpin(struct samkv_cached *); /* NULL is allowed */
 
 void *samkv_cached_memory(const struct samkv_cached *);
+
+/* Gives up everything that nobody uses, because the device's memory is needed for something else. Whether there was
+ * anything. */
+bool samkv_device_cache_trim(struct samkv_device_cache *);
 
 struct samkv_device_cache_stats {
     uint64_t entries, bytes, budget_bytes;

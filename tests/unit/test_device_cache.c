@@ -405,6 +405,56 @@ START_TEST(many_threads)
 }
 END_TEST
 
+/* ------------------------------------------------------------------ a device that is full */
+
+static struct samkv_ops scarce;
+static const struct samkv_ops *plenty;
+static int pieces; /* that the device still has */
+
+static enum samkv_status scarce_alloc(struct samkv_device *d, size_t bytes, void **out)
+{
+    *out = NULL;
+    if (pieces == 0)
+        return SAMKV_NO_MEMORY;
+    pieces--;
+    return plenty->alloc(d, bytes, out);
+}
+
+static void scarce_release(struct samkv_device *d, void *memory)
+{
+    pieces += memory != NULL;
+    plenty->release(d, memory);
+}
+
+/* Another process may have taken memory that the budget counts on. */
+START_TEST(what_nobody_uses_is_given_up_when_the_device_is_full)
+{
+    start_again(ROOMY);
+    plenty = device->ops;
+    scarce = *plenty;
+    scarce.alloc = scarce_alloc;
+    scarce.release = scarce_release;
+    device->ops = &scarce;
+    pieces = 3;
+    struct samkv_cached *used = publish(1, MB);
+    samkv_device_cache_unpin(publish(2, MB));
+    samkv_device_cache_unpin(publish(3, MB));
+    struct samkv_cached *more = make(4, MB);
+    ck_assert(entry_is(used, 1, MB));
+    struct samkv_cached_key two = key_of(2), five = key_of(5);
+    ck_assert_ptr_null(samkv_device_cache_find(cache, &two));
+    struct samkv_cached *last = make(6, MB), *none;
+    ck_assert_int_eq(samkv_device_cache_make(cache, &five, MB, &none), SAMKV_NO_MEMORY); /* all is in use */
+    ck_assert(!samkv_device_cache_trim(cache));
+    samkv_device_cache_unpin(last);
+    samkv_device_cache_unpin(more);
+    samkv_device_cache_unpin(used);
+    ck_assert(samkv_device_cache_trim(cache)); /* the published one */
+    ck_assert_int_eq(pieces, 3);
+    device->ops = plenty;
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("device_cache");
@@ -412,6 +462,7 @@ int main(void)
     tcase_set_timeout(tc, 120);
     tcase_add_checked_fixture(tc, set_up, tear_down);
     tcase_add_test(tc, what_is_published_is_found);
+    tcase_add_test(tc, what_nobody_uses_is_given_up_when_the_device_is_full);
     tcase_add_test(tc, every_part_of_a_key_counts);
     tcase_add_test(tc, records_of_one_document_are_told_apart);
     tcase_add_test(tc, nobody_finds_what_is_not_published);
