@@ -9,6 +9,7 @@
 
 #include "daemon/net/lease_watch.h"
 #include "daemon/net/output.h"
+#include "daemon/net/request.h"
 #include "tests/unit/session_fixture.h"
 
 /* ------------------------------------------------------------------ a pool over the heap, and a loop */
@@ -68,15 +69,26 @@ static void expect_stats(uint64_t held, uint64_t kept)
     ck_assert_uint_eq(stats.kept_bytes, kept * BYTES);
 }
 
-/* As the worker that makes a reply: a watch over a new lease, and the client's end. */
-static struct samkv_lease_watch *make_watch(int *client)
+/* A watch over a holder of a lease, and the client's end. */
+static struct samkv_lease_watch *make_watch_over(struct samkv_lease *lease, int *client)
 {
     struct samkv_lease_watch *watch;
-    struct samkv_lease *lease;
     ck_assert_int_eq(samkv_lease_watch_new(&taken, &watch, &err), SAMKV_OK);
-    ck_assert_int_eq(samkv_lease_take(pool, BYTES, &lease, &err), SAMKV_OK);
     ck_assert_int_eq(samkv_lease_watch_bind(watch, lease, client, &err), SAMKV_OK);
     return watch;
+}
+
+static struct samkv_lease *take_lease(void)
+{
+    struct samkv_lease *lease;
+    ck_assert_int_eq(samkv_lease_take(pool, BYTES, &lease, &err), SAMKV_OK);
+    return lease;
+}
+
+/* The job is over already. */
+static struct samkv_lease_watch *make_watch(int *client)
+{
+    return make_watch_over(take_lease(), client);
 }
 
 static int start_watch(void)
@@ -312,6 +324,184 @@ START_TEST(the_socket_takes_nothing)
 }
 END_TEST
 
+/* ------------------------------------------------------------------ announced: the job holds the lease too */
+
+/* How a client may end its share. */
+static const struct {
+    const char *says;
+    uint64_t kept;
+} ends[] = {{"R", 1}, {"", 0}, {"x", 0}};
+
+static int start_shared_watch(struct samkv_lease *job)
+{
+    int client;
+    samkv_lease_watch_start(&watches, make_watch_over(samkv_lease_share(job), &client));
+    uv_run(&loop, UV_RUN_NOWAIT);
+    return client;
+}
+
+static void end_client(int client, const char *says)
+{
+    ck_assert_int_eq(send(client, says, strlen(says), 0), (ssize_t)strlen(says));
+    close(client);
+    run_until_none_is_watched();
+}
+
+/* The memory is neither given up nor another reply's while the device may still write to it. */
+START_TEST(the_client_ends_before_the_job)
+{
+    struct samkv_lease *job = take_lease();
+    void *memory = samkv_lease_memory(job);
+    end_client(start_shared_watch(job), ends[_i].says);
+    expect_stats(1, 0);
+    ck_assert_uint_eq(atomic_load(&taken), 0); /* the place is free for the next */
+    struct samkv_lease *other = take_lease();
+    ck_assert_ptr_ne(samkv_lease_memory(other), memory);
+    samkv_lease_end(other, false);
+    memset(memory, 1, BYTES);
+    samkv_lease_end(job, true);
+    expect_stats(0, ends[_i].kept);
+}
+END_TEST
+
+START_TEST(the_job_ends_before_the_client)
+{
+    struct samkv_lease *job = take_lease();
+    int client = start_shared_watch(job);
+    samkv_lease_end(job, true);
+    uv_run(&loop, UV_RUN_NOWAIT);
+    expect_stats(1, 0);
+    end_client(client, ends[_i].says);
+    expect_stats(0, ends[_i].kept);
+}
+END_TEST
+
+/* A request of a worker, whose frames go nowhere but to its outbox. */
+struct worker {
+    struct samkv_outbox outbox;
+    struct samkv_request request;
+};
+
+static void on_wake(uv_async_t *wake)
+{
+    (void)wake;
+}
+
+static void worker_init(struct worker *w)
+{
+    *w = (struct worker){.request = {.frame = {.type = SAMKV_TYPE_FETCH, .request_id = 7}, .outbox = &w->outbox}};
+    ck_assert_int_eq(samkv_outbox_init(&w->outbox, &loop, on_wake, NULL), SAMKV_OK);
+}
+
+static void worker_deinit(struct worker *w)
+{
+    uv_close((uv_handle_t *)&w->outbox.wake, NULL);
+    samkv_outbox_deinit(&w->outbox);
+    uv_run(&loop, UV_RUN_NOWAIT);
+}
+
+/* The watch stays the caller's on failure. */
+static enum samkv_status announce(struct worker *w, struct samkv_lease *job, struct samkv_lease_watch **watch)
+{
+    const Samkv__FetchReply message = SAMKV__FETCH_REPLY__INIT;
+    struct samkv_fds fds = {.fd = {dup(STDERR_FILENO)}, .count = 2};
+    *watch = make_watch_over(samkv_lease_share(job), &fds.fd[1]);
+    enum samkv_status st = samkv_request_more_with(&w->request, &message.base, &fds, *watch, &err);
+    ck_assert_int_eq(fds.count, 0);
+    return st;
+}
+
+static int receive_announcement(int socket)
+{
+    uint8_t header[SAMKV_FRAME_HEADER_BYTES];
+    struct samkv_frame frame;
+    struct samkv_fds fds;
+    ck_assert_int_eq(samkv_socket_receive(socket, header, sizeof header, &fds), sizeof header);
+    ck_assert_int_eq(samkv_frame_decode(header, &frame), SAMKV_OK);
+    ck_assert_uint_eq(frame.type, SAMKV_TYPE_FETCH);
+    ck_assert_uint_eq(frame.request_id, 7);
+    ck_assert_uint_eq(frame.flags, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE | SAMKV_FLAG_FD);
+    ck_assert_uint_eq(frame.payload_bytes, 0);
+    ck_assert_int_eq(fds.count, 2);
+    close(fds.fd[0]);
+    return fds.fd[1];
+}
+
+/* A fetch that is tried again: each attempt has its own lease, and the end of one is not the other's. */
+START_TEST(announced_twice)
+{
+    struct worker w;
+    struct samkv_output output;
+    struct samkv_lease_watch *watch;
+    struct samkv_lease *jobs[2];
+    int pair[2], clients[2];
+    make_socket(pair);
+    worker_init(&w);
+    samkv_output_init(&output, start, &watches);
+    for (int i = 0; i < 2; i++) {
+        jobs[i] = take_lease();
+        ck_assert_int_eq(announce(&w, jobs[i], &watch), SAMKV_OK);
+        struct samkv_outgoing *frame = samkv_outbox_take(&w.outbox);
+        ck_assert(!frame->last && !frame->next);
+        samkv_output_push(&output, frame);
+        ck_assert_int_eq(samkv_output_flush(&output, pair[0]), SAMKV_OK);
+        clients[i] = receive_announcement(pair[1]);
+        samkv_lease_end(jobs[i], true);
+    }
+    ck_assert_uint_eq(output.answered, 0);
+    expect_stats(2, 0);
+    ck_assert_int_eq(send(clients[0], "R", 1, 0), 1);
+    close(clients[0]);
+    do
+        uv_run(&loop, UV_RUN_ONCE);
+    while (watches.closing);
+    expect_stats(1, 1);
+    end_client(clients[1], "");
+    expect_stats(0, 1);
+    worker_deinit(&w);
+    close(pair[0]);
+    close(pair[1]);
+}
+END_TEST
+
+/* Posted, but its connection is gone: the client's share ends cleanly, and the job's goes on. */
+START_TEST(announced_and_dropped_unsent)
+{
+    struct worker w;
+    struct samkv_lease_watch *watch;
+    struct samkv_lease *job = take_lease();
+    worker_init(&w);
+    ck_assert_int_eq(announce(&w, job, &watch), SAMKV_OK);
+    worker_deinit(&w);
+    ck_assert_uint_eq(atomic_load(&taken), 0);
+    expect_stats(1, 0);
+    samkv_lease_end(job, true);
+    expect_stats(0, 1);
+}
+END_TEST
+
+/* Nobody is told: tear_down finds no descriptor. */
+START_TEST(an_announcement_that_nobody_would_read)
+{
+    static const enum samkv_status expected[] = {SAMKV_CANCELLED, SAMKV_BUSY};
+    struct worker w;
+    struct samkv_lease_watch *watch;
+    struct samkv_lease *job = take_lease();
+    worker_init(&w);
+    if (_i)
+        atomic_store(&w.request.backlog_bytes, 64u << 20);
+    else
+        samkv_request_cancel(&w.request);
+    ck_assert_int_eq(announce(&w, job, &watch), expected[_i]);
+    ck_assert_ptr_null(samkv_outbox_take(&w.outbox));
+    samkv_lease_watch_free(watch);
+    expect_stats(1, 0);
+    samkv_lease_end(job, true);
+    expect_stats(0, 1);
+    worker_deinit(&w);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("lease_watch");
@@ -330,6 +520,11 @@ int main(void)
     tcase_add_test(tc, sent_partly);
     tcase_add_test(tc, dropped_unsent);
     tcase_add_test(tc, the_socket_takes_nothing);
+    tcase_add_loop_test(tc, the_client_ends_before_the_job, 0, sizeof ends / sizeof *ends);
+    tcase_add_loop_test(tc, the_job_ends_before_the_client, 0, sizeof ends / sizeof *ends);
+    tcase_add_test(tc, announced_twice);
+    tcase_add_test(tc, announced_and_dropped_unsent);
+    tcase_add_loop_test(tc, an_announcement_that_nobody_would_read, 0, 2);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
