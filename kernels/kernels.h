@@ -144,10 +144,14 @@ struct samkv_place_runs {
 /*
  * SamKV's steps 2 and 3 up to the scores, for n documents and S layers at once (Cao et al., section 3; select.h has
  * the same in f64 for one processor):
- *   q_i    = R(start_i) · qlocal_i                                      per query head
- *   Q̂_i   = q_query + 1/(n−1) · Σ_{j≠i} |cos(q_j, q_query)| · q_j      (no bias term when n = 1; norms below 1e-12
- * count as 1e-12) score  = Σ_g ⟨kmean_b[g], R(−start_i) · mean of Q̂_i over the heads of g⟩ All f32; sums always in the
- * same order.
+ *
+ *   q_i = R(start_i) · qlocal_i, per query head
+ *
+ *   Q̂_i = q_query + 1/(n−1) · Σ_{j≠i} |cos(q_j, q_query)| · q_j
+ *
+ *   score of block b = Σ_g ⟨kmean_b[g], R(−start_i) · mean of Q̂_i over the heads of g⟩
+ *
+ * Without a bias term when n = 1; norms below 1e-12 count as 1e-12. All f32; sums always in the same order.
  */
 struct samkv_score {
     int documents, layers; /* n, S */

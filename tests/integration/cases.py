@@ -118,8 +118,7 @@ def differences(info, tensors, expected_info, expected, max_error=MAX_RELATIVE_E
             continue
         error = relative_error(tensors[name], expected[name])
         worst = max(worst, error)
-        # A logit is a product with every hidden value: in a half type it has one rounding more.
-        if not error <= (2 * max_error if name == "logits" and max_error > MAX_RELATIVE_ERROR else max_error):
+        if not error <= max_error:
             bad.append("%s: relative error %.3g" % (name, error))
     if "logits" in tensors and "logits" not in expected:
         bad.append("logits without --with-query")
