@@ -131,6 +131,7 @@ static enum samkv_status make_new(struct samkv_models *models, const struct samk
         .block_tokens = SAMKV_DEFAULT_BLOCK_TOKENS,
         .init_tokens = SAMKV_DEFAULT_INIT_TOKENS,
         .local_tokens = SAMKV_DEFAULT_LOCAL_TOKENS,
+        .codec = SAMKV_CODEC_ZSTD,
     };
     if (strlen(name) > SAMKV_ID_MAX_BYTES)
         return samkv_fail(err, SAMKV_INVALID, "the collection's name is longer than %d bytes", SAMKV_ID_MAX_BYTES);

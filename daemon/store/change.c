@@ -2,6 +2,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define STEP_MAX_RECORDS 1024
 #define STEP_MAX_BYTES   ((size_t)256 << 20)
@@ -157,7 +158,11 @@ enum samkv_status samkv_change_set_name(struct samkv_change *c, const char *coll
     /* A damaged name is as good as none: which document loses its reference is not known. */
     bool replaces = st == SAMKV_OK && samkv_name_open(value, key, false, &old) == SAMKV_OK;
     size_t bytes;
-    st = samkv_name_seal(key, title, document, &record, &bytes);
+    struct samkv_name name = {.title = (char *)title, /* only read */
+                              .key = *document,
+                              .put_unix_s = (int64_t)time(NULL),
+                              .pinned = replaces && old.pinned};
+    st = samkv_name_seal(key, &name, &record, &bytes);
     if (st == SAMKV_TOO_LARGE)
         return samkv_fail(err, st, "the title of %s has more than 65535 bytes: shorten it", id);
     if (st != SAMKV_OK)

@@ -28,6 +28,12 @@ static inline size_t samkv_layout_bytes(const struct samkv_layout *l)
     return l->count * l->bytes;
 }
 
+/* A number from disk or from a client. */
+static inline bool samkv_codec_is_known(enum samkv_codec codec)
+{
+    return (unsigned)codec < SAMKV_CODEC_COUNT;
+}
+
 /* The most that a payload takes, for any codec. */
 size_t samkv_codec_bound(const struct samkv_layout *);
 

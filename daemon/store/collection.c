@@ -7,7 +7,11 @@
 
 #define MODEL_BYTES  64
 #define FIXED_BYTES  (MODEL_BYTES + 16 + 5 * 4 + 3 * 4 + SAMKV_KEY_BYTES + 4)
+#define TAIL_BYTES   (2 * 4 + 2 * 8 + 16) /* behind the preamble's tokens, since schema 2 */
 #define PREAMBLE_MAX ((uint32_t)1 << 24)
+
+/* `pieces` of the record's header says how the payload is laid out. */
+enum { FORM_OF_SCHEMA_1 = 1, FORM_WITH_TAIL = 2 };
 
 void samkv_collection_deinit(struct samkv_collection *c)
 {
@@ -25,14 +29,18 @@ enum samkv_status samkv_collection_check(const struct samkv_collection *c, struc
     if (c->preamble_tokens > PREAMBLE_MAX || (c->preamble_tokens && !c->preamble))
         return samkv_fail(err, SAMKV_INVALID, "a preamble of %u tokens cannot be stored", c->preamble_tokens);
     /* The bounds of shapes are those of a one-token document. */
-    struct samkv_manifest probe = {
-        .shape = c->shape, .heads = c->heads, .tokens = 1, .block_tokens = c->block_tokens, .blocks = 1};
+    struct samkv_manifest probe = {.shape = c->shape,
+                                   .heads = c->heads,
+                                   .tokens = 1,
+                                   .block_tokens = c->block_tokens,
+                                   .blocks = 1,
+                                   .codec = c->codec};
     return samkv_manifest_check(&probe, err);
 }
 
 enum samkv_status samkv_collection_seal(const struct samkv_collection *c, uint8_t **out, size_t *out_bytes)
 {
-    size_t payload = FIXED_BYTES + 4 * (size_t)c->preamble_tokens;
+    size_t payload = FIXED_BYTES + 4 * (size_t)c->preamble_tokens + TAIL_BYTES;
     uint8_t *record = malloc(SAMKV_RECORD_HEADER_BYTES + payload);
     if (!record)
         return SAMKV_NO_MEMORY;
@@ -54,12 +62,35 @@ enum samkv_status samkv_collection_seal(const struct samkv_collection *c, uint8_
     samkv_put_u32(&f, c->preamble_tokens);
     for (uint32_t i = 0; i < c->preamble_tokens; i++)
         samkv_put_u32(&f, (uint32_t)c->preamble[i]);
-    struct samkv_record head = {.pieces = 1, .raw_bytes = payload, .payload_bytes = payload};
+    samkv_put_u32(&f, (uint32_t)c->codec);
+    samkv_put_u32(&f, 0);
+    samkv_put_u64(&f, c->quota_bytes);
+    samkv_put_u64(&f, c->ttl_s);
+    samkv_put_u64(&f, 0); /* room, so that a field more does not move the others */
+    samkv_put_u64(&f, 0);
+    struct samkv_record head = {.pieces = FORM_WITH_TAIL, .raw_bytes = payload, .payload_bytes = payload};
     struct samkv_bytes key = {c->name, strnlen(c->name, SAMKV_ID_MAX_BYTES)};
     samkv_record_seal(record, SAMKV_RECORD_COLLECTION, key, &head);
     *out = record;
     *out_bytes = SAMKV_RECORD_HEADER_BYTES + payload;
     return SAMKV_OK;
+}
+
+/* What stands behind the preamble's tokens, of which `f` is a copy that stands in front of them. */
+static enum samkv_status open_tail(struct samkv_fields f, uint32_t form, struct samkv_collection *out)
+{
+    out->codec = SAMKV_CODEC_ZSTD; /* schema 1 knew no other */
+    samkv_get_bytes(&f, 4 * (size_t)out->preamble_tokens);
+    if (form == FORM_WITH_TAIL) {
+        out->codec = (enum samkv_codec)samkv_get_u32(&f);
+        samkv_get_u32(&f);
+        out->quota_bytes = samkv_get_u64(&f);
+        out->ttl_s = samkv_get_u64(&f);
+        samkv_get_bytes(&f, 16);
+    } else if (form != FORM_OF_SCHEMA_1) {
+        return SAMKV_CORRUPT;
+    }
+    return samkv_fields_complete(&f) ? SAMKV_OK : SAMKV_CORRUPT;
 }
 
 /* All but the preamble's tokens; f stands at them afterwards. */
@@ -88,7 +119,7 @@ static enum samkv_status open_fixed(struct samkv_bytes value, struct samkv_bytes
     out->local_tokens = samkv_get_u32(f);
     memcpy(out->preamble_key.bytes, samkv_get_bytes(f, SAMKV_KEY_BYTES), SAMKV_KEY_BYTES);
     out->preamble_tokens = samkv_get_u32(f);
-    return f->left == 4 * (size_t)out->preamble_tokens ? SAMKV_OK : SAMKV_CORRUPT;
+    return open_tail(*f, r.pieces, out);
 }
 
 enum samkv_status samkv_collection_open_preamble(struct samkv_bytes value, struct samkv_bytes key,

@@ -23,7 +23,9 @@
 #include "daemon/store/scratch.h"
 #include "daemon/store/store.h"
 
-#define SAMKV_STORE_SCHEMA 1
+/* 2: collections have a codec, a quota and a TTL, names a time and a pin. Records of schema 1 are read as they are. */
+#define SAMKV_STORE_SCHEMA        2
+#define SAMKV_STORE_SCHEMA_OLDEST 1
 
 enum samkv_db {
     SAMKV_DB_META,

@@ -158,19 +158,27 @@ static enum samkv_status open_environment(struct samkv_store *s, bool may_shrink
     return SAMKV_OK;
 }
 
-/* Writes the schema into an empty file, or checks the one that is there. */
-static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool empty, struct samkv_error *err)
+static enum samkv_status write_schema(struct samkv_store *s, MDB_txn *txn, struct samkv_error *err)
 {
     uint8_t record[SAMKV_RECORD_HEADER_BYTES + 1];
+    struct samkv_record head = {.pieces = 1, .raw_bytes = 1, .payload_bytes = 1};
+    record[SAMKV_RECORD_HEADER_BYTES] = SAMKV_STORE_SCHEMA;
+    samkv_record_seal(record, SAMKV_RECORD_SCHEMA, schema_key, &head);
+    MDB_val k = samkv_val(schema_key), v = {sizeof record, record};
+    int rc = mdb_put(txn, s->dbi[SAMKV_DB_META], &k, &v, 0);
+    return rc ? samkv_fail_lmdb(err, rc, "writing the schema") : SAMKV_OK;
+}
+
+/*
+ * Writes the schema into an empty file, or checks the one that is there. An older one becomes today's with this note
+ * alone: its records say by themselves which form they have, and are written anew when they change. A daemon of before
+ * then refuses the store instead of taking new forms for damage.
+ */
+static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool empty, struct samkv_error *err)
+{
     struct samkv_bytes value;
-    if (empty) {
-        struct samkv_record head = {.pieces = 1, .raw_bytes = 1, .payload_bytes = 1};
-        record[SAMKV_RECORD_HEADER_BYTES] = SAMKV_STORE_SCHEMA;
-        samkv_record_seal(record, SAMKV_RECORD_SCHEMA, schema_key, &head);
-        MDB_val k = samkv_val(schema_key), v = {sizeof record, record};
-        int rc = mdb_put(txn, s->dbi[SAMKV_DB_META], &k, &v, 0);
-        return rc ? samkv_fail_lmdb(err, rc, "writing the schema") : SAMKV_OK;
-    }
+    if (empty)
+        return write_schema(s, txn, err);
     struct samkv_record r;
     enum samkv_status st = samkv_db_get(s, txn, SAMKV_DB_META, schema_key, &value, err);
     if (st == SAMKV_NOT_FOUND)
@@ -180,6 +188,8 @@ static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool 
     if (samkv_record_open(value, SAMKV_RECORD_SCHEMA, schema_key, &r) != SAMKV_OK || r.payload_bytes != 1)
         return samkv_fail(err, SAMKV_CORRUPT, "the store in %s is damaged (schema): restore it or start a new one",
                           s->path);
+    if (r.payload[0] >= SAMKV_STORE_SCHEMA_OLDEST && r.payload[0] < SAMKV_STORE_SCHEMA)
+        return s->read_only ? SAMKV_OK : write_schema(s, txn, err);
     if (r.payload[0] != SAMKV_STORE_SCHEMA)
         return samkv_fail(err, SAMKV_MISMATCH,
                           "the store in %s has schema %u, this samkvd knows %u: use the samkvd that made it, or ingest "
@@ -240,7 +250,7 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
                                    struct samkv_error *err)
 {
     *out = NULL;
-    if (!o->path || !*o->path || (unsigned)o->codec > SAMKV_CODEC_ZSTD || o->zstd_level < 0 || o->zstd_level > 22)
+    if (!o->path || !*o->path || !samkv_codec_is_known(o->codec) || o->zstd_level < 0 || o->zstd_level > 22)
         return samkv_fail(err, SAMKV_INVALID,
                           "a store needs a path, a codec that is known and a zstd level of 0 to 22");
     struct samkv_store *s = calloc(1, sizeof *s);

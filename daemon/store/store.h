@@ -39,6 +39,7 @@ enum samkv_codec {
     SAMKV_CODEC_RAW = 0,
     SAMKV_CODEC_ZSTD = 1, /* lossless: bytes split in planes, planes that gain nothing stay raw */
 };
+#define SAMKV_CODEC_COUNT 2
 
 struct samkv_store_options {
     const char *path;       /* directory, created when missing (mode 0700) */
@@ -75,6 +76,9 @@ struct samkv_collection {
     int32_t *preamble; /* heap, owned; NULL when empty */
     uint32_t preamble_tokens;
     struct samkv_key preamble_key; /* the document that holds the preamble's own KV; zero when there is none */
+    enum samkv_codec codec;        /* of its documents' blocks */
+    uint64_t quota_bytes;          /* of its documents as stored, at most; 0: no limit of its own */
+    uint64_t ttl_s;                /* a name goes so many seconds after it was last put; 0: never */
 };
 
 void samkv_collection_deinit(struct samkv_collection *);
@@ -109,12 +113,15 @@ struct samkv_manifest {
     uint64_t bytes_stored; /* block and index records as stored */
     uint64_t bytes_index;  /* of which index */
     int64_t created_unix_s;
+    enum samkv_codec codec; /* of its blocks */
 };
 
 struct samkv_name {
     char id[SAMKV_ID_MAX_BYTES + 1];
     char *title; /* heap, owned; NULL when none */
     struct samkv_key key;
+    int64_t put_unix_s; /* when it was last pointed at a document; 0: by a schema that did not note it */
+    bool pinned;        /* no eviction and no TTL removes it */
 };
 
 void samkv_name_deinit(struct samkv_name *);

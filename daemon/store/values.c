@@ -12,6 +12,9 @@
 #define DOCUMENT_BYTES  104 /* payload of a document's record */
 #define TITLE_MAX_BYTES 65535
 
+/* Flags of a name's record. Schema 1 knew the first one only. */
+enum { NAME_IS_TITLED = 1, NAME_IS_PINNED = 2, NAME_IS_TIMED = 4, NAME_FLAGS_KNOWN = 7 };
+
 enum samkv_status samkv_id_check(const char *what, const char *id, struct samkv_error *err)
 {
     size_t length = id ? strnlen(id, SAMKV_ID_MAX_BYTES + 1) : 0;
@@ -48,6 +51,8 @@ enum samkv_status samkv_manifest_check(const struct samkv_manifest *m, struct sa
         m->blocks != (m->tokens - 1) / m->block_tokens + 1)
         return samkv_fail(err, SAMKV_INVALID, "%u tokens in %u blocks of %u do not make a document", m->tokens,
                           m->blocks, m->block_tokens);
+    if (!samkv_codec_is_known(m->codec))
+        return samkv_fail(err, SAMKV_INVALID, "codec %u is none of this samkvd", (unsigned)m->codec);
     /* Bounded above: 2^17 * 2^20 * 4 bytes of a token, and 2^28 * 2^20 elements of an index, fit into 64 bits. */
     uint64_t longest = m->tokens < m->block_tokens ? m->tokens : m->block_tokens;
     uint64_t token_bytes = samkv_kv_token_bytes(&m->shape);
@@ -149,8 +154,9 @@ enum samkv_status samkv_document_seal(const struct samkv_document *d, uint8_t **
     samkv_put_u64(&f, m->bytes_index);
     samkv_put_u64(&f, (uint64_t)m->created_unix_s);
     samkv_put_u64(&f, d->references);
+    /* Codec plus one: 0 is schema 1, which knew one codec for all. */
+    samkv_put_u64(&f, (uint64_t)m->codec + 1);
     samkv_put_u64(&f, 0); /* room, so that a field more does not move the others */
-    samkv_put_u64(&f, 0);
     samkv_put_u64(&f, 0);
     finish_record(record, SAMKV_RECORD_DOCUMENT, samkv_key_bytes(&m->key), DOCUMENT_BYTES, out, out_bytes);
     return SAMKV_OK;
@@ -177,23 +183,27 @@ enum samkv_status samkv_document_open(struct samkv_bytes value, const struct sam
     m->bytes_index = samkv_get_u64(&f);
     m->created_unix_s = (int64_t)samkv_get_u64(&f);
     out->references = samkv_get_u64(&f);
-    samkv_get_bytes(&f, 24);
+    uint64_t codec = samkv_get_u64(&f);
+    m->codec = codec ? (enum samkv_codec)(codec - 1) : SAMKV_CODEC_ZSTD;
+    samkv_get_bytes(&f, 16);
     return samkv_fields_complete(&f) && samkv_manifest_check(m, NULL) == SAMKV_OK ? SAMKV_OK : SAMKV_CORRUPT;
 }
 
-enum samkv_status samkv_name_seal(struct samkv_bytes key, const char *title, const struct samkv_key *document,
-                                  uint8_t **out, size_t *out_bytes)
+enum samkv_status samkv_name_seal(struct samkv_bytes key, const struct samkv_name *name, uint8_t **out,
+                                  size_t *out_bytes)
 {
+    const char *title = name->title;
     size_t length = title ? strnlen(title, TITLE_MAX_BYTES + 1) : 0;
     if (length > TITLE_MAX_BYTES)
         return SAMKV_TOO_LARGE;
     struct samkv_fields f;
-    size_t payload = SAMKV_KEY_BYTES + 1 + length;
+    size_t payload = SAMKV_KEY_BYTES + 1 + 8 + length;
     uint8_t *record = start_record(payload, &f);
     if (!record)
         return SAMKV_NO_MEMORY;
-    samkv_put_bytes(&f, document->bytes, SAMKV_KEY_BYTES);
-    samkv_put_u8(&f, title != NULL);
+    samkv_put_bytes(&f, name->key.bytes, SAMKV_KEY_BYTES);
+    samkv_put_u8(&f, NAME_IS_TIMED | (title ? NAME_IS_TITLED : 0) | (name->pinned ? NAME_IS_PINNED : 0));
+    samkv_put_u64(&f, (uint64_t)name->put_unix_s);
     samkv_put_bytes(&f, title, length);
     finish_record(record, SAMKV_RECORD_NAME, key, payload, out, out_bytes);
     return SAMKV_OK;
@@ -222,13 +232,17 @@ enum samkv_status samkv_name_open(struct samkv_bytes value, struct samkv_bytes k
     struct samkv_fields f;
     samkv_fields_read(&f, r.payload, r.payload_bytes);
     const uint8_t *document = samkv_get_bytes(&f, SAMKV_KEY_BYTES);
-    bool titled = samkv_get_u8(&f);
-    if (f.bad || f.left > TITLE_MAX_BYTES || id_bytes < 1 || id_bytes > SAMKV_ID_MAX_BYTES)
+    uint8_t flags = samkv_get_u8(&f);
+    int64_t put_unix_s = flags & NAME_IS_TIMED ? (int64_t)samkv_get_u64(&f) : 0;
+    if (f.bad || (flags & ~NAME_FLAGS_KNOWN) || f.left > TITLE_MAX_BYTES || id_bytes < 1 ||
+        id_bytes > SAMKV_ID_MAX_BYTES)
         return SAMKV_CORRUPT;
     *out = (struct samkv_name){0};
     memcpy(out->id, id, id_bytes);
     memcpy(out->key.bytes, document, SAMKV_KEY_BYTES);
-    if (with_title && titled && !(out->title = copy_text(f.from, f.left)))
+    out->put_unix_s = put_unix_s;
+    out->pinned = flags & NAME_IS_PINNED;
+    if (with_title && (flags & NAME_IS_TITLED) && !(out->title = copy_text(f.from, f.left)))
         return SAMKV_NO_MEMORY;
     return SAMKV_OK;
 }

@@ -49,8 +49,9 @@ static inline struct samkv_bytes samkv_key_bytes(const struct samkv_key *key)
 
 /* A sealed record on the heap for the caller to free. */
 enum samkv_status samkv_document_seal(const struct samkv_document *, uint8_t **out, size_t *out_bytes) SAMKV_MUST_USE;
-enum samkv_status samkv_name_seal(struct samkv_bytes key, const char *title, const struct samkv_key *document,
-                                  uint8_t **out, size_t *out_bytes) SAMKV_MUST_USE;
+/* Title, document, time and pin of `name`; its id is in the key. */
+enum samkv_status samkv_name_seal(struct samkv_bytes key, const struct samkv_name *name, uint8_t **out,
+                                  size_t *out_bytes) SAMKV_MUST_USE;
 enum samkv_status samkv_collection_seal(const struct samkv_collection *, uint8_t **out,
                                         size_t *out_bytes) SAMKV_MUST_USE;
 

@@ -201,6 +201,7 @@ static struct samkv_writer *new_writer(struct samkv_store *s, const struct samkv
     }
     w->store = s;
     w->manifest = *m;
+    w->manifest.codec = s->codec;
     w->blocks_left = m->blocks;
     w->layers_left = m->shape.layers;
     return w;
@@ -244,8 +245,9 @@ enum samkv_status samkv_writer_block(struct samkv_writer *w, uint32_t block, con
                           w->manifest.blocks);
     uint8_t key[SAMKV_PART_KEY_BYTES];
     struct samkv_layout layout = samkv_block_layout(&w->manifest, block);
-    enum samkv_status st = push_part(w, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK,
-                                     samkv_part_key(&w->manifest.key, block, key), w->store->codec, &layout, src, err);
+    enum samkv_status st =
+        push_part(w, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, samkv_part_key(&w->manifest.key, block, key),
+                  w->manifest.codec, &layout, src, err);
     if (st == SAMKV_OK) {
         w->have[block] = 1;
         w->blocks_left--;

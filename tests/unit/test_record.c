@@ -156,7 +156,8 @@ START_TEST(values_come_back)
                                          .bytes_raw = 1,
                                          .bytes_stored = 2,
                                          .bytes_index = 3,
-                                         .created_unix_s = -4};
+                                         .created_unix_s = -4,
+                                         .codec = SAMKV_CODEC_ZSTD};
     uint8_t *record;
     size_t bytes;
     ck_assert_int_eq(samkv_document_seal(&d, &record, &bytes), SAMKV_OK);
@@ -174,13 +175,19 @@ START_TEST(values_come_back)
                                  .local_tokens = 2,
                                  .preamble = (int32_t[]){-1, 2, 3},
                                  .preamble_tokens = 3,
-                                 .preamble_key = {{7}}},
+                                 .preamble_key = {{7}},
+                                 .codec = SAMKV_CODEC_ZSTD,
+                                 .quota_bytes = (uint64_t)1 << 40,
+                                 .ttl_s = 86400},
                             c2;
     ck_assert_int_eq(samkv_collection_seal(&c, &record, &bytes), SAMKV_OK);
     ck_assert_int_eq(samkv_collection_open((struct samkv_bytes){record, bytes}, (struct samkv_bytes){"wiki", 4}, &c2),
                      SAMKV_OK);
     ck_assert_int_eq(samkv_collection_compare(&c, &c2, NULL), SAMKV_OK);
     ck_assert_str_eq(c2.model, "smol");
+    ck_assert_int_eq(c2.codec, SAMKV_CODEC_ZSTD);
+    ck_assert_uint_eq(c2.quota_bytes, c.quota_bytes);
+    ck_assert_uint_eq(c2.ttl_s, c.ttl_s);
     struct samkv_error err;
     c2.preamble[1]++;
     ck_assert_int_eq(samkv_collection_compare(&c, &c2, &err), SAMKV_MISMATCH);
@@ -189,6 +196,20 @@ START_TEST(values_come_back)
     ck_assert_ptr_nonnull(strstr(err.text, "block size 16, not 8"));
     samkv_collection_deinit(&c2);
     free(record);
+
+    const struct samkv_bytes under = {"c\0id", 4};
+    for (int i = 0; i < 4; i++) {
+        struct samkv_name n = {.title = i & 1 ? "On Names" : NULL, .key = {{8}}, .put_unix_s = -5, .pinned = i & 2}, n2;
+        ck_assert_int_eq(samkv_name_seal(under, &n, &record, &bytes), SAMKV_OK);
+        ck_assert_int_eq(samkv_name_open((struct samkv_bytes){record, bytes}, under, true, &n2), SAMKV_OK);
+        ck_assert_str_eq(n2.id, "id");
+        ck_assert_mem_eq(&n2.key, &n.key, sizeof n.key);
+        ck_assert_int_eq(n2.put_unix_s, -5);
+        ck_assert_int_eq(n2.pinned, n.pinned);
+        ck_assert(n.title ? strcmp(n2.title, n.title) == 0 : n2.title == NULL);
+        samkv_name_deinit(&n2);
+        free(record);
+    }
 }
 END_TEST
 
