@@ -76,12 +76,20 @@ class Reference:
 
     def fetch(self, case):
         """(result in float64, whether the decision stays the same under rounding)"""
+        return self.fetch_and_moves(case)[:2]
+
+    def fetch_and_moves(self, case):
+        """And what one rounding of every weight makes of it at most: {"logits": relative error, "top_p": difference}."""
         results = [self.module.fetch(m, case["preamble"], case["docs"], case["query"], cases.reference_params(case))
                    for m in self.models[case["family"]]]
+        moves = {"top_p": max(np.abs(np.subtract(r["info"]["top_p"], results[0]["info"]["top_p"])).max(initial=0)
+                              for r in results[2:]), "logits": 0.0}
+        if results[0]["logits"] is not None:
+            moves["logits"] = max(cases.relative_error(r["logits"], results[0]["logits"]) for r in results[2:])
         decisions = [(r["info"]["keep"], r["info"]["recompute_ratio"]) for r in results]
         tight = all(np.allclose(r["info"]["top_p"], results[0]["info"]["top_p"], atol=self.top_p_tolerance)
                     for r in results)
-        return results[0], tight and all(d == decisions[0] for d in decisions)
+        return results[0], tight and all(d == decisions[0] for d in decisions), moves
 
 
 def shorten(values):
