@@ -310,6 +310,13 @@ def said_of_cold(r):
     return [text + "The kernel did not say what came from the disk, so that it was the disk is not verified."]
 
 
+def said_of_overhead(r):
+    if not r.hot or "overhead" not in r.hot:
+        return []
+    return ["Fetch by fetch, what a hot fetch spends on anything but index, query, selection and recomputation (socket, reply, "
+            "mapping and unmapping, waits between the parts) is **%s ms**, median." % ms(r.hot["overhead"])]
+
+
 def section_phases(r):
     ours, others = paths(r)
     rows = []
@@ -327,7 +334,7 @@ def section_phases(r):
         "and places the kept blocks; where they are only overwritten it runs beside other phases, so it is not added. "
         "Naive reuse recomputes the query's rows alone. Full prefill by samkvd is a fetch that keeps and "
         "recomputes everything. CacheBlend-style recomputation (all tokens through two layers, 15 % through the others) is "
-        "timed inside one process, without a socket or a hand-off."] + said_of_cold(r))
+        "timed inside one process, without a socket or a hand-off."] + said_of_overhead(r) + said_of_cold(r))
 
 
 def section_floors(r):
@@ -342,8 +349,15 @@ def section_floors(r):
             "- copies: bytes over the bandwidth of copies from and to pinned memory, measured in the same run. What is read is "
             "counted as stored, that is compressed, so more than that is copied;\n"
             "- the disk: bytes over the rate at which the store's file was read past the page cache in the same run.\n\n")
-    return text + table(("part", "floor from", "floor, ms", "measured, ms", "measured / floor"),
-                        [(p, f, ms(floor), ms(measured), "%.2f" % (measured / floor)) for p, f, floor, measured in rows])
+    text += table(("part", "floor from", "floor, ms", "measured, ms", "measured / floor"),
+                  [(p, f, ms(floor), ms(measured), "%.2f" % (measured / floor)) for p, f, floor, measured in rows])
+    by_part = {p: floor for p, _, floor, _ in rows}
+    query, recompute, full = by_part.get("query"), by_part.get("hot, in device memory: recompute"), r.full(r.main_tokens)
+    if query and recompute and full:
+        text += ("\n\nQuery and recomputation cannot overlap: the first says what the second computes. Their floors add up to %s ms, "
+                 "%s faster than Hugging Face's prefill; a hot fetch takes %.2f times as long." % (
+                     ms(query + recompute), faster(full["ms"] / (query + recompute)), r.hot["ms"] / (query + recompute)))
+    return text
 
 
 def section_documents(r):
