@@ -2,6 +2,7 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -36,11 +37,36 @@ static enum samkv_status open_models(const struct samkv_settings *s, struct samk
 
 /* What is opened, in the order of opening; closed in reverse. */
 struct samkv_daemon {
+    struct samkv_settings *settings;
+    int argc; /* read again on a reload */
+    char **argv;
     struct samkv_store *store;
     struct samkv_models *models;
     struct samkv_service service;
     struct samkv_server *server;
 };
+
+static void warn(void *arg, const char *text)
+{
+    (void)arg;
+    samkv_log(SAMKV_LOG_WARNING, "%s", text);
+}
+
+/* SIGHUP. A file with a mistake changes nothing. */
+static void reload(void *arg)
+{
+    struct samkv_daemon *d = arg;
+    struct samkv_settings fresh;
+    struct samkv_error err;
+    if (samkv_settings_read(&fresh, d->argc, d->argv, getenv, &err) != SAMKV_OK) {
+        samkv_log(SAMKV_LOG_ERROR, "the configuration stays as it was: %s", err.text);
+    } else {
+        samkv_settings_take(d->settings, &fresh, warn, NULL);
+        samkv_log_set_level((enum samkv_log_level)d->settings->log_level);
+        samkv_log(SAMKV_LOG_INFO, "reloaded the configuration");
+    }
+    samkv_settings_deinit(&fresh);
+}
 
 static enum samkv_status start(struct samkv_daemon *d, const struct samkv_settings *s, struct samkv_error *err)
 {
@@ -53,7 +79,8 @@ static enum samkv_status start(struct samkv_daemon *d, const struct samkv_settin
     d->service.store = d->store;
     d->service.store_path = s->store;
     d->service.started_ms = samkv_now_ms();
-    struct samkv_server_options options = {.service = &d->service, .workers = (int)s->workers};
+    struct samkv_server_options options = {
+        .service = &d->service, .workers = (int)s->workers, .reload = reload, .reload_arg = d};
     st = samkv_listen(s->socket, &options.listener, err);
     if (st != SAMKV_OK)
         return st;
@@ -72,9 +99,9 @@ static void stop(struct samkv_daemon *d)
     samkv_store_close(d->store);
 }
 
-static int serve(const struct samkv_settings *s)
+static int serve(struct samkv_settings *s, int argc, char **argv)
 {
-    struct samkv_daemon d = {0};
+    struct samkv_daemon d = {.settings = s, .argc = argc, .argv = argv};
     struct samkv_error err;
     int exit_code = EXIT_SUCCESS;
     if (start(&d, s, &err) != SAMKV_OK) {
@@ -115,6 +142,28 @@ static void allow_descriptors(void)
     }
 }
 
+/* --check-config: exit code 0 when a daemon would start with it as far as files say. */
+static int check_config(int argc, char **argv)
+{
+    struct samkv_settings settings;
+    struct samkv_error err;
+    enum samkv_status st = samkv_settings_check(&settings, argc, argv, getenv, stderr, &err);
+    if (st != SAMKV_OK)
+        fprintf(stderr, "samkvd: %s\n", err.text);
+    else
+        printf("%s: no mistakes\n", settings.config ? settings.config : "command line and environment");
+    samkv_settings_deinit(&settings);
+    return st == SAMKV_OK ? EXIT_SUCCESS : 2;
+}
+
+static bool asks_for_check(int argc, char **argv)
+{
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i], "--check-config") == 0)
+            return true;
+    return false;
+}
+
 int main(int argc, char **argv)
 {
     struct samkv_settings settings;
@@ -124,6 +173,12 @@ int main(int argc, char **argv)
     return_large_blocks();
     allow_descriptors();
     umask(0027);
+    if (argc == 2 && strncmp(argv[1], "--roff=", 7) == 0) { /* for the build: parts of the man pages */
+        samkv_settings_roff(strcmp(argv[1] + 7, "file") == 0, stdout);
+        return EXIT_SUCCESS;
+    }
+    if (asks_for_check(argc, argv))
+        return check_config(argc, argv);
     if (samkv_settings_read(&settings, argc, argv, getenv, &err) != SAMKV_OK) {
         fprintf(stderr, "samkvd: %s\n", err.text);
         exit_code = 2;
@@ -131,9 +186,11 @@ int main(int argc, char **argv)
         samkv_settings_help(stdout);
     } else if (settings.version) {
         puts("samkvd " SAMKV_VERSION);
+    } else if (settings.dump_config) {
+        samkv_settings_dump(&settings, stdout);
     } else {
         samkv_log_set_level((enum samkv_log_level)settings.log_level);
-        exit_code = serve(&settings);
+        exit_code = serve(&settings, argc, argv);
     }
     samkv_settings_deinit(&settings);
     return exit_code;

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "client/ctl/ctl.h"
+#include "client/ctl/ctl_man.h"
 #include "client/ctl/ctl_text.h"
 
 static const struct ctl_command *const commands[] = {
@@ -193,6 +194,10 @@ static int dispatch(int argc, char **argv)
     if (!words) {
         print_help(stderr);
         return CTL_USAGE;
+    }
+    if (!strcmp(argv[0], "help") && words > 1 && !strcmp(argv[1], "--roff")) { /* for the build: samkvctl(1) */
+        ctl_man_print(commands, COMMAND_COUNT, tables, stdout);
+        return CTL_DONE;
     }
     if (!strcmp(argv[0], "help"))
         return help(words > 1 ? argv[1] : NULL);

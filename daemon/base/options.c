@@ -260,7 +260,21 @@ struct ini_reading {
     int line;
     enum samkv_status status; /* of the first failure */
     struct samkv_error *err;
+    void (*report)(void *arg, const char *text); /* NULL: the first failure ends the reading */
+    void *report_arg;
+    int reported;
 };
+
+/* False: stop here. */
+static bool go_on(struct ini_reading *r)
+{
+    if (r->status != SAMKV_INVALID || !r->report)
+        return r->status == SAMKV_OK;
+    r->report(r->report_arg, r->err->text);
+    r->reported++;
+    r->status = SAMKV_OK;
+    return true;
+}
 
 /* Refuses what would not fit libinih's line buffer: it would take the rest for a line of its own. */
 static char *read_line(char *out, int size, void *arg)
@@ -289,7 +303,7 @@ static int on_pair(void *arg, const char *section, const char *key, const char *
             continue;
         snprintf(item, sizeof item, "%s=%s", key, value);
         r->status = set(o, option, SOURCE_FILE, item, label, r->err);
-        return r->status == SAMKV_OK;
+        return go_on(r);
     }
     const struct samkv_option *option = find(o, key, strlen(key));
     if (*section && strcmp(section, r->section) != 0)
@@ -300,23 +314,99 @@ static int on_pair(void *arg, const char *section, const char *key, const char *
                                r->line, key, nearest(o, key, strlen(key)));
     else
         r->status = set(o, option, SOURCE_FILE, value, label, r->err);
-    return r->status == SAMKV_OK;
+    return go_on(r);
+}
+
+static enum samkv_status read_file(struct ini_reading *r, struct samkv_error *err)
+{
+    struct samkv_error own;
+    r->err = err ? err : &own;
+    r->file = fopen(r->path, "re");
+    if (!r->file)
+        return samkv_fail_errno(err, errno, "cannot read the configuration file %s", r->path);
+    int line = ini_parse_stream(read_line, r, on_pair, r);
+    fclose(r->file);
+    if (r->status != SAMKV_OK)
+        return r->status;
+    if (line > 0)
+        r->status =
+            samkv_fail(r->err, SAMKV_INVALID, "%s:%d: not of the form 'option = value' or '[section]'", r->path, line);
+    else if (line < 0)
+        r->status = samkv_fail(r->err, SAMKV_IO, "cannot read the configuration file %s", r->path);
+    if (!go_on(r))
+        return r->status;
+    return r->reported ? samkv_fail(err, SAMKV_INVALID, "%s: %d mistake%s; mend them and try again", r->path,
+                                    r->reported, r->reported == 1 ? "" : "s")
+                       : SAMKV_OK;
 }
 
 enum samkv_status samkv_options_file(struct samkv_options *o, const char *path, const char *section,
                                      struct samkv_error *err)
 {
-    struct ini_reading reading = {.options = o, .path = path, .section = section, .err = err};
-    reading.file = fopen(path, "re");
-    if (!reading.file)
-        return samkv_fail_errno(err, errno, "cannot read the configuration file %s", path);
-    int line = ini_parse_stream(read_line, &reading, on_pair, &reading);
-    fclose(reading.file);
-    if (reading.status != SAMKV_OK)
-        return reading.status;
-    if (line > 0)
-        return samkv_fail(err, SAMKV_INVALID, "%s:%d: not of the form 'option = value' or '[section]'", path, line);
-    return line == 0 ? SAMKV_OK : samkv_fail(err, SAMKV_IO, "cannot read the configuration file %s", path);
+    struct ini_reading reading = {.options = o, .path = path, .section = section};
+    return read_file(&reading, err);
+}
+
+enum samkv_status samkv_options_file_check(struct samkv_options *o, const char *path, const char *section,
+                                           void (*report)(void *arg, const char *text), void *arg,
+                                           struct samkv_error *err)
+{
+    struct ini_reading reading = {.options = o, .path = path, .section = section, .report = report, .report_arg = arg};
+    return read_file(&reading, err);
+}
+
+static void dump_value(const struct samkv_options *o, const struct samkv_option *option, FILE *out)
+{
+    switch (option->kind) {
+    case SAMKV_OPTION_INTEGER:
+    case SAMKV_OPTION_BYTES:
+        fprintf(out, "%lld", (long long)*FIELD(o, option, int64_t));
+        break;
+    case SAMKV_OPTION_CHOICE:
+        fputs(option->choices[*FIELD(o, option, int)], out);
+        break;
+    case SAMKV_OPTION_TEXT:
+        fputs(*FIELD(o, option, char *), out);
+        break;
+    case SAMKV_OPTION_LIST:
+    case SAMKV_OPTION_FLAG:
+        break;
+    }
+}
+
+/* A list item "key=value" as the line that gives it; without a key, its place in the list is one. */
+static void dump_list(const struct samkv_list *list, FILE *out)
+{
+    for (size_t i = 0; i < list->count; i++)
+        if (strchr(list->items[i], '='))
+            fprintf(out, "%.*s = %s\n", (int)strcspn(list->items[i], "="), list->items[i],
+                    strchr(list->items[i], '=') + 1);
+        else
+            fprintf(out, "; (no name) %s\n", list->items[i]);
+}
+
+void samkv_options_dump(const struct samkv_options *o, const char *section, FILE *out)
+{
+    static const char *const sources[] = {
+        [SOURCE_NONE] = "where it stands by itself", [SOURCE_DEFAULT] = "default",        [SOURCE_FILE] = "file",
+        [SOURCE_ENVIRONMENT] = "environment",        [SOURCE_ARGUMENTS] = "command line",
+    };
+    fprintf(out, "[%s]\n", section);
+    for (size_t i = 0; i < o->count; i++) {
+        const struct samkv_option *option = &o->table[i];
+        if (option->kind == SAMKV_OPTION_FLAG || option->kind == SAMKV_OPTION_LIST ||
+            (option->kind == SAMKV_OPTION_TEXT && !*FIELD(o, option, char *)))
+            continue;
+        fprintf(out, "; from: %s%s\n%s = ", sources[o->source[i]],
+                option->reloads ? "; a reload takes a new value" : "", option->name);
+        dump_value(o, option, out);
+        fputc('\n', out);
+    }
+    for (size_t i = 0; i < o->count; i++)
+        if (o->table[i].kind == SAMKV_OPTION_LIST && o->table[i].section) {
+            fprintf(out, "\n[%s]\n", o->table[i].section);
+            dump_list(FIELD(o, &o->table[i], struct samkv_list), out);
+        }
 }
 
 void samkv_options_help(const struct samkv_option *table, size_t count, FILE *out)
@@ -331,5 +421,40 @@ void samkv_options_help(const struct samkv_option *table, size_t count, FILE *ou
         if (table[i].env)
             fprintf(out, " [%s]", table[i].env);
         fputc('\n', out);
+    }
+}
+
+/* Text as roff takes it, with hyphens that can be copied. */
+static void put_roff(const char *text, FILE *out)
+{
+    for (; *text; text++)
+        if (*text == '-')
+            fputs("\\-", out);
+        else if (*text == '\\')
+            fputs("\\e", out);
+        else
+            fputc(*text, out);
+}
+
+void samkv_options_roff(const struct samkv_option *table, size_t count, bool of_file, FILE *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        const struct samkv_option *o = &table[i];
+        if (of_file && (o->kind == SAMKV_OPTION_FLAG || o->kind == SAMKV_OPTION_LIST))
+            continue;
+        fprintf(out, ".TP\n\\fB%s", of_file ? "" : "\\-\\-");
+        put_roff(o->name, out);
+        fputs("\\fR", out);
+        if (o->argument)
+            fprintf(out, "%s\\fI%s\\fR", of_file ? " = " : " ", o->argument);
+        fputc('\n', out);
+        put_roff(o->help, out);
+        fputs(".\n", out);
+        if (o->default_text)
+            fprintf(out, "Default: %s.\n", o->default_text);
+        if (o->env && !of_file)
+            fprintf(out, "Environment: \\fB%s\\fR.\n", o->env);
+        if (o->reloads)
+            fputs("A reload takes a new value from the file.\n", out);
     }
 }

@@ -39,6 +39,7 @@ struct samkv_option {
     const char *const *choices; /* NULL-terminated */
     const char *default_text;   /* parsed like any other value; NULL: the field stays zero */
     const char *section;        /* of the file, whose every "key = value" becomes a list item "key=value"; or NULL */
+    bool reloads;               /* a running daemon takes a new value from the file */
 };
 
 /* State of one reading. settings must be zeroed and outlives it. */
@@ -63,7 +64,19 @@ enum samkv_status samkv_options_file(struct samkv_options *, const char *path, c
                                      struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_options_defaults(struct samkv_options *, struct samkv_error *) SAMKV_MUST_USE;
 
+/* The same, but goes on behind what is wrong and gives every mistake's text to `report`. INVALID when there was one. */
+enum samkv_status samkv_options_file_check(struct samkv_options *, const char *path, const char *section,
+                                           void (*report)(void *arg, const char *text), void *arg,
+                                           struct samkv_error *) SAMKV_MUST_USE;
+
+/* All values as a file that would give them, each with where it is from. Flags and rows without a value are left out.
+ */
+void samkv_options_dump(const struct samkv_options *, const char *section, FILE *out);
+
 void samkv_options_help(const struct samkv_option *table, size_t count, FILE *out);
+
+/* The rows as items of a man page: --name VALUE for samkvd(8), or name = VALUE for samkvd.conf(5), without flags. */
+void samkv_options_roff(const struct samkv_option *table, size_t count, bool of_file, FILE *out);
 
 /* Frees texts and list items of the settings. */
 void samkv_options_deinit(struct samkv_options *);

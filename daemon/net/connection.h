@@ -26,7 +26,7 @@ struct samkv_connection {
 struct samkv_server {
     uv_loop_t loop;
     uv_poll_t poll;
-    uv_signal_t signals[2];
+    uv_signal_t signals[2], hangup;
     uv_timer_t timer;
     uv_idle_t awake;         /* active: the loop looks for events instead of sleeping until one comes */
     uint64_t awake_until_ns; /* of uv_hrtime */
@@ -42,7 +42,11 @@ struct samkv_server {
     bool accept_paused;
     uint64_t stopping_since_ms; /* 0: not stopping */
     bool cancelled, timed_out;
-    int open_handles; /* whose close callback has not come */
+    void (*reload)(void *arg);
+    void *reload_arg;
+    atomic_int reloads; /* asked for and not done; only the first one's job counts them down */
+    bool watched;       /* systemd restarts a daemon that it does not hear from */
+    int open_handles;   /* whose close callback has not come */
 };
 
 void samkv_connection_host_init(struct samkv_server *);

@@ -123,6 +123,12 @@ void samkv_listener_close(struct samkv_listener *l)
         unlink(l->path);
 }
 
+bool samkv_is_watched(void)
+{
+    const char *pid = getenv("WATCHDOG_PID"), *usec = getenv("WATCHDOG_USEC");
+    return usec && strtoull(usec, NULL, 10) > 0 && (!pid || strtoull(pid, NULL, 10) == (unsigned long long)getpid());
+}
+
 void samkv_notify(const char *state)
 {
     const char *path = getenv("NOTIFY_SOCKET");

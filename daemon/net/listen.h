@@ -23,4 +23,7 @@ enum samkv_status samkv_listen(const char *path, struct samkv_listener *out, str
 void samkv_listener_close(struct samkv_listener *);
 
 /* systemd's readiness protocol: "READY=1", "STOPPING=1", "STATUS=...". Does nothing without NOTIFY_SOCKET. */
+/* Whether systemd's watchdog waits for "WATCHDOG=1" from this process. */
+bool samkv_is_watched(void);
+
 void samkv_notify(const char *state);

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -76,6 +77,35 @@ static void on_signal(uv_signal_t *handle, int signal)
     }
     samkv_log(SAMKV_LOG_WARNING, "second signal: leaving at once");
     _exit(1);
+}
+
+/* One reload at a time; those asked for meanwhile make one more. */
+static void reload_job(void *arg, bool cancelled)
+{
+    struct samkv_server *server = arg;
+    int asked = 0;
+    do {
+        asked = atomic_load(&server->reloads);
+        if (cancelled)
+            continue;
+        char text[64];
+        snprintf(text, sizeof text, "RELOADING=1\nMONOTONIC_USEC=%llu", (unsigned long long)(uv_hrtime() / 1000));
+        samkv_notify(text);
+        server->reload(server->reload_arg);
+        samkv_notify("READY=1");
+    } while (atomic_fetch_sub(&server->reloads, asked) != asked);
+}
+
+static void on_hangup(uv_signal_t *handle, int signal)
+{
+    struct samkv_server *server = handle->data;
+    (void)signal;
+    if (!server->reload || server->stopping_since_ms || atomic_fetch_add(&server->reloads, 1) > 0)
+        return;
+    if (samkv_pool_submit(server->pool, SAMKV_URGENT, reload_job, server) != SAMKV_OK) {
+        atomic_store(&server->reloads, 0);
+        samkv_log(SAMKV_LOG_WARNING, "too busy to reload the configuration; send SIGHUP again");
+    }
 }
 
 static void watch_stop(struct samkv_server *server, uint64_t now)
@@ -157,6 +187,8 @@ static void on_tick(uv_timer_t *timer)
     }
     if (server->stopping_since_ms)
         watch_stop(server, now);
+    if (server->watched)
+        samkv_notify("WATCHDOG=1");
     samkv_server_after_change(server);
 }
 
@@ -204,6 +236,10 @@ static enum samkv_status start_handles(struct samkv_server *server)
         if (uv_signal_start(&server->signals[i], on_signal, signals[i]) != 0)
             return SAMKV_IO;
     }
+    uv_signal_init(&server->loop, &server->hangup);
+    server->hangup.data = server;
+    if (uv_signal_start(&server->hangup, on_hangup, SIGHUP) != 0)
+        return SAMKV_IO;
     uv_idle_init(&server->loop, &server->awake);
     server->awake.data = server;
     uv_timer_init(&server->loop, &server->timer);
@@ -232,6 +268,9 @@ enum samkv_status samkv_server_new(const struct samkv_server_options *options, s
     server->service = options->service;
     server->listener = listener;
     server->budget.limit = PAYLOADS_BYTES;
+    server->reload = options->reload;
+    server->reload_arg = options->reload_arg;
+    server->watched = samkv_is_watched();
     samkv_lease_watches_init(&server->leases, &server->loop);
     samkv_connection_host_init(server);
     signal(SIGPIPE, SIG_IGN);

@@ -15,6 +15,8 @@ struct samkv_server_options {
     struct samkv_service *service;  /* borrowed */
     struct samkv_listener listener; /* taken over */
     int workers;
+    void (*reload)(void *arg); /* on SIGHUP, on a worker, one at a time; NULL: SIGHUP is ignored */
+    void *reload_arg;
 };
 
 enum samkv_status samkv_server_new(const struct samkv_server_options *, struct samkv_server **out,

@@ -1,5 +1,6 @@
 #include "daemon/net/settings.h"
 
+#include <errno.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,7 +26,7 @@ static const struct samkv_option table[] = {
      .help = "a Hugging Face directory or a .gguf file; repeat for more"},
     {.name = "device", .env = "SAMKV_DEVICE", .argument = "DEVICE", .kind = SAMKV_OPTION_TEXT, AT(device),
      .help = "auto, cpu, cuda or cuda:N", .default_text = "auto"},
-    {.name = "dtype", .env = "SAMKV_DTYPE", .argument = "TYPE", .kind = SAMKV_OPTION_CHOICE, AT(dtype),
+    {.name = "dtype", .env = "SAMKV_DTYPE", .argument = "TYPE", .kind = SAMKV_OPTION_CHOICE, AT(dtype_choice),
      .choices = dtypes, .help = "of stored numbers: auto, f32, bf16 or f16", .default_text = "auto"},
     {.name = "threads", .env = "SAMKV_THREADS", .argument = "N", .kind = SAMKV_OPTION_INTEGER, AT(threads),
      .min = 0, .max = 1024, .help = "CPU threads that compute; 0: all", .default_text = "0"},
@@ -43,12 +44,17 @@ static const struct samkv_option table[] = {
     {.name = "codec", .env = "SAMKV_CODEC", .argument = "CODEC", .kind = SAMKV_OPTION_CHOICE, AT(codec),
      .choices = codecs, .help = "of stored blocks: raw or zstd (lossless)", .default_text = "zstd"},
     {.name = "log-level", .env = "SAMKV_LOG_LEVEL", .argument = "LEVEL", .kind = SAMKV_OPTION_CHOICE, AT(log_level),
-     .choices = levels, .help = "error, warning, info or debug", .default_text = "info"},
+     .choices = levels, .help = "error, warning, info or debug", .default_text = "info", .reloads = true},
+    {.name = "check-config", .kind = SAMKV_OPTION_FLAG, AT(check_config),
+     .help = "tell every mistake of the configuration and exit"},
+    {.name = "dump-config", .kind = SAMKV_OPTION_FLAG, AT(dump_config),
+     .help = "print the values that would be used, and where each is from, and exit"},
     {.name = "help", .kind = SAMKV_OPTION_FLAG, AT(help), .help = "print this and exit"},
     {.name = "version", .kind = SAMKV_OPTION_FLAG, AT(version), .help = "print the version and exit"},
 };
 /* clang-format on */
-#define COUNT (sizeof table / sizeof *table)
+#define COUNT   (sizeof table / sizeof *table)
+#define SECTION "samkvd" /* of the file */
 
 /* "BASE" "REST" → *out, when BASE is there and nothing else was said. systemd gives several directories with ':'. */
 static enum samkv_status fall_back(char **out, const char *base, const char *rest, struct samkv_error *err)
@@ -81,7 +87,7 @@ static enum samkv_status find_places(struct samkv_settings *s, char *(*lookup)(c
 
 static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err)
 {
-    s->dtype = s->dtype == 0 ? -1 : samkv_dtype_parse(dtypes[s->dtype]);
+    s->dtype = s->dtype_choice == 0 ? -1 : samkv_dtype_parse(dtypes[s->dtype_choice]);
     if (s->workers == 1)
         return samkv_fail(err, SAMKV_INVALID,
                           "--workers: 1 is too few, since half of them may be ingesting; give 2 or more");
@@ -93,8 +99,14 @@ static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err
     return SAMKV_OK;
 }
 
-enum samkv_status samkv_settings_read(struct samkv_settings *s, int argc, char *const *argv,
-                                      char *(*lookup)(const char *name), struct samkv_error *err)
+/* How the file is read: to its first mistake, or to its end. */
+struct reader {
+    void (*report)(void *arg, const char *text); /* NULL: to the first */
+    void *arg;
+};
+
+static enum samkv_status read_all(struct samkv_settings *s, int argc, char *const *argv, char *(*lookup)(const char *),
+                                  const struct reader *reader, struct samkv_error *err)
 {
     *s = (struct samkv_settings){0};
     samkv_options_init(&s->options, table, COUNT, s);
@@ -103,7 +115,9 @@ enum samkv_status samkv_settings_read(struct samkv_settings *s, int argc, char *
         return st;
     st = samkv_options_environment(&s->options, lookup, err);
     if (st == SAMKV_OK && s->config)
-        st = samkv_options_file(&s->options, s->config, "samkvd", err);
+        st = reader->report
+                 ? samkv_options_file_check(&s->options, s->config, SECTION, reader->report, reader->arg, err)
+                 : samkv_options_file(&s->options, s->config, SECTION, err);
     if (st == SAMKV_OK)
         st = samkv_options_defaults(&s->options, err);
     if (st == SAMKV_OK)
@@ -111,9 +125,94 @@ enum samkv_status samkv_settings_read(struct samkv_settings *s, int argc, char *
     return st == SAMKV_OK ? check(s, err) : st;
 }
 
+enum samkv_status samkv_settings_read(struct samkv_settings *s, int argc, char *const *argv,
+                                      char *(*lookup)(const char *name), struct samkv_error *err)
+{
+    static const struct reader to_the_first = {0};
+    return read_all(s, argc, argv, lookup, &to_the_first, err);
+}
+
+/* ------------------------------------------------------------------ looking at a configuration */
+
+static void print_mistake(void *out, const char *text)
+{
+    fprintf(out, "%s\n", text);
+}
+
+enum samkv_status samkv_settings_check(struct samkv_settings *s, int argc, char *const *argv,
+                                       char *(*lookup)(const char *name), FILE *out, struct samkv_error *err)
+{
+    const struct reader to_the_end = {print_mistake, out};
+    enum samkv_status st = read_all(s, argc, argv, lookup, &to_the_end, err);
+    if (st != SAMKV_OK)
+        return st;
+    int missing = 0;
+    for (size_t i = 0; i < s->models.count; i++) {
+        const char *item = s->models.items[i], *equals = strchr(item, '='), *path = equals ? equals + 1 : item;
+        if (access(path, R_OK) != 0) {
+            fprintf(out, "model %.*s: cannot read %s: %s\n", (int)(equals ? equals - item : 0), item, path,
+                    strerror(errno));
+            missing++;
+        }
+    }
+    return missing ? samkv_fail(err, SAMKV_INVALID, "%d of %zu models cannot be read", missing, s->models.count)
+                   : SAMKV_OK;
+}
+
+void samkv_settings_dump(const struct samkv_settings *s, FILE *out)
+{
+    samkv_options_dump(&s->options, SECTION, out);
+}
+
+static bool same_list(const struct samkv_list *a, const struct samkv_list *b)
+{
+    bool same = a->count == b->count;
+    for (size_t i = 0; same && i < a->count; i++)
+        same = strcmp(a->items[i], b->items[i]) == 0;
+    return same;
+}
+
+static bool same_value(const struct samkv_option *option, const void *a, const void *b)
+{
+    switch (option->kind) {
+    case SAMKV_OPTION_INTEGER:
+    case SAMKV_OPTION_BYTES:
+        return *(const int64_t *)a == *(const int64_t *)b;
+    case SAMKV_OPTION_CHOICE:
+        return *(const int *)a == *(const int *)b;
+    case SAMKV_OPTION_TEXT:
+        return strcmp(*(char *const *)a ? *(char *const *)a : "", *(char *const *)b ? *(char *const *)b : "") == 0;
+    case SAMKV_OPTION_LIST:
+        return same_list(a, b);
+    case SAMKV_OPTION_FLAG:
+        break;
+    }
+    return true;
+}
+
+void samkv_settings_take(struct samkv_settings *now, const struct samkv_settings *fresh,
+                         void (*report)(void *arg, const char *text), void *arg)
+{
+    for (size_t i = 0; i < COUNT; i++) {
+        const struct samkv_option *option = &table[i];
+        char text[128];
+        if (!option->reloads &&
+            !same_value(option, (const char *)now + option->offset, (const char *)fresh + option->offset)) {
+            snprintf(text, sizeof text, "%s differs; restart samkvd for the new value", option->name);
+            report(arg, text);
+        }
+    }
+    now->log_level = fresh->log_level;
+}
+
 void samkv_settings_deinit(struct samkv_settings *s)
 {
     samkv_options_deinit(&s->options);
+}
+
+void samkv_settings_roff(bool of_file, FILE *out)
+{
+    samkv_options_roff(table, COUNT, of_file, out);
 }
 
 void samkv_settings_help(FILE *out)

@@ -10,13 +10,14 @@
 struct samkv_settings {
     char *config, *store, *socket, *device;
     struct samkv_list models; /* "NAME=PATH" or "PATH" */
-    int dtype;                /* enum samkv_dtype, or -1: as the device has it */
+    int dtype;                /* enum samkv_dtype, or -1: as the device has it; from: */
+    int dtype_choice;
     int codec;                /* enum samkv_codec */
     int log_level;            /* enum samkv_log_level */
     int64_t threads, workers; /* 0: by the number of CPUs */
     int64_t store_max_bytes;
     int64_t device_cache_bytes, device_reply_bytes; /* 0: a quarter of what the models leave free */
-    bool help, version;
+    bool help, version, check_config, dump_config;
     struct samkv_options options; /* how they were read */
 };
 
@@ -28,3 +29,24 @@ enum samkv_status samkv_settings_read(struct samkv_settings *, int argc, char *c
                                       char *(*lookup)(const char *name), struct samkv_error *) SAMKV_MUST_USE;
 void samkv_settings_deinit(struct samkv_settings *);
 void samkv_settings_help(FILE *out);
+
+/* Options as parts of samkvd(8) or samkvd.conf(5). */
+void samkv_settings_roff(bool of_file, FILE *out);
+
+/*
+ * --check-config: as samkv_settings_read, but tells every mistake of the file on `out`, and also models that are not
+ * there. The text of the error counts them.
+ */
+enum samkv_status samkv_settings_check(struct samkv_settings *, int argc, char *const *argv,
+                                       char *(*lookup)(const char *name), FILE *out,
+                                       struct samkv_error *) SAMKV_MUST_USE;
+
+/* --dump-config: what samkv_settings_read came to, as a file. */
+void samkv_settings_dump(const struct samkv_settings *, FILE *out);
+
+/*
+ * After a reload: takes from `fresh` what a running daemon can take, and gives `report` a line for each other option
+ * that differs and so waits for a restart.
+ */
+void samkv_settings_take(struct samkv_settings *now, const struct samkv_settings *fresh,
+                         void (*report)(void *arg, const char *text), void *arg);
