@@ -86,6 +86,16 @@ static bool parse_cuda(const char *spec, int *ordinal)
     return *end == '\0' && n < 1024;
 }
 
+static enum samkv_status discrete_open(const char *how, struct samkv_device **out, struct samkv_error *err)
+{
+    enum samkv_status status = samkv_cpu_discrete_new(0, out, err);
+    if (!status && *how && (status = samkv_cpu_discrete_spoil(*out, how + 1, err))) {
+        (*out)->ops->device_free(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
 enum samkv_status samkv_device_open(const char *spec, enum samkv_dtype dtype, struct samkv_device **out, char *note,
                                     size_t note_bytes, struct samkv_error *err)
 {
@@ -103,8 +113,8 @@ enum samkv_status samkv_device_open(const char *spec, enum samkv_dtype dtype, st
     }
     if (!strcmp(spec, "cpu"))
         return samkv_cpu_device_new(0, out, err);
-    if (!strcmp(spec, "cpu:discrete"))
-        return samkv_cpu_discrete_new(0, out, err);
+    if (!strncmp(spec, "cpu:discrete", 12) && (!spec[12] || spec[12] == ':'))
+        return discrete_open(spec + 12, out, err);
     if (parse_cuda(spec, &ordinal))
         return cuda_open(ordinal, dtype, out, err);
     return samkv_fail(err, SAMKV_INVALID, "no device is called \"%.40s\": give auto, cpu, cuda or cuda:N", spec);

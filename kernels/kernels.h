@@ -257,10 +257,17 @@ enum samkv_status samkv_cpu_discrete_new(int threads, struct samkv_device **out,
                                          struct samkv_error *err) SAMKV_MUST_USE;
 
 /*
+ * What such a device lacks, as text: "lost=N": the N-th copy from now fails with DEVICE and so does everything behind
+ * it, as on a GPU that fell off the bus; "memory=N": it has so many bytes; both with ':' between them. INVALID.
+ */
+enum samkv_status samkv_cpu_discrete_spoil(struct samkv_device *, const char *how,
+                                           struct samkv_error *err) SAMKV_MUST_USE;
+
+/*
  * `spec` is "auto", "cpu", "cuda", "cuda:N" or, for tests, "cpu:discrete": the CPU with a memory of its own, so that
- * everything a GPU needs (copies, events, shared memory) happens without one. dtype: the activation type wanted on a
- * GPU (the CPU computes in f32). "auto" takes the first GPU and falls back to the CPU with a line in `note` (may be
- * NULL) that says why; "cuda" without a usable GPU is an error.
+ * everything a GPU needs (copies, events, shared memory) happens without one; "cpu:discrete:lost=N:memory=N" spoils it.
+ * dtype: the activation type wanted on a GPU (the CPU computes in f32). "auto" takes the first GPU and falls back to
+ * the CPU with a line in `note` (may be NULL) that says why; "cuda" without a usable GPU is an error.
  */
 enum samkv_status samkv_device_open(const char *spec, enum samkv_dtype dtype, struct samkv_device **out, char *note,
                                     size_t note_bytes, struct samkv_error *err) SAMKV_MUST_USE;

@@ -116,6 +116,8 @@ void samkv_request_run(void *arg, bool cancelled)
         st = samkv_fail(&err, SAMKV_CANCELLED, "the client is gone");
     else
         st = unpack_and_run(r, &reply, &err);
+    if (r->service->models)
+        st = samkv_device_blame(r->service->models->device, st, &err);
     if (st != SAMKV_OK && (err.status != st || !err.text[0]))
         samkv_fail(&err, st, "%s", samkv_status_text(st));
     err.status = st;

@@ -68,6 +68,17 @@ static enum samkv_status split_spec(const char *spec, char *name, size_t name_by
     return SAMKV_OK;
 }
 
+enum samkv_status samkv_device_blame(struct samkv_device *device, enum samkv_status status, struct samkv_error *err)
+{
+    void *probe = NULL;
+    if (status != SAMKV_NO_MEMORY || !device)
+        return status;
+    if (device->ops->alloc(device, 1, &probe) == SAMKV_DEVICE)
+        return samkv_fail(err, SAMKV_DEVICE, "%s is lost: restart samkvd", device->name);
+    device->ops->release(device, probe);
+    return status;
+}
+
 static enum samkv_status open_query_side(struct samkv_engine *e, struct samkv_error *err)
 {
     if (e->device->unified)
@@ -113,7 +124,7 @@ static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device
         status = open_query_side(e, err);
     if (status) {
         engine_close(e);
-        return status;
+        return samkv_device_blame(device, status, err);
     }
     const struct samkv_model_config *c = &e->model->config;
     samkv_log(

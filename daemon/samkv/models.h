@@ -58,6 +58,12 @@ enum samkv_status samkv_models_open(const struct samkv_models_options *, struct 
                                     struct samkv_error *) SAMKV_MUST_USE;
 void samkv_models_close(struct samkv_models *); /* NULL is allowed */
 
+/*
+ * A lost device has no memory either: what failed with NO_MEMORY is DEVICE when the device gives none at all any more,
+ * and the text says so. Any other status stays.
+ */
+enum samkv_status samkv_device_blame(struct samkv_device *, enum samkv_status, struct samkv_error *);
+
 /* The engine as queries' passes use it: lane, stream and workspace are those of queries, where there are any. */
 struct samkv_engine samkv_engine_for_queries(const struct samkv_engine *);
 
