@@ -5,7 +5,6 @@ Needs the packages llama-cpp-python (0.3.36 was tested: `pip install llama-cpp-p
 minutes) and gguf; skipped without them. CPU only. The daemon reads a model in Hugging Face's layout, llama.cpp the same
 weights in a GGUF file's.
 """
-import ctypes
 import json
 import tempfile
 import unittest
@@ -14,70 +13,20 @@ import engines
 
 engines.need("llama_cpp", "gguf")
 
-import llama_cpp        # noqa: E402
 import numpy as np      # noqa: E402
 
 import cases            # noqa: E402
 import models           # noqa: E402
 import samkv            # noqa: E402
 from harness import Daemon, enter   # noqa: E402
+from llama_context import F16, F32, Q8_0, Context   # noqa: E402
 from samkv import llama             # noqa: E402
 
-F32, F16, Q8_0 = 0, 1, 8      # ggml types
-END = 2                         # the models' eos
+END = 2                 # the models' eos
 FAMILIES = ("llama", "tied", "mha", "qwen2", "qwen3")   # llama rotates neighbours, qwen halves
 PREAMBLE, QUESTION, ANSWER_TOKENS = [7, 9, 11], "Who did it?", 16
 QUERY = [ord(letter) for letter in QUESTION]      # as models.ascii_tokenizer has it
 MAGIC_AND_CELLS = 16    # bytes in front of the cells
-
-
-class Context:
-    """A llama.cpp context over a GGUF file."""
-
-    def __init__(self, path, k_type=F32, v_type=F32, flash=False, sequences=1, unified=False):
-        p = llama_cpp.llama_model_default_params()
-        p.n_gpu_layers = 0
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), p)
-        assert self.model, path
-        c = llama_cpp.llama_context_default_params()
-        c.n_ctx, c.n_batch, c.n_threads, c.n_threads_batch = 1024 * sequences, 512, 1, 1
-        c.n_seq_max, c.kv_unified, c.type_k, c.type_v = sequences, unified, k_type, v_type
-        c.flash_attn_type = 1 if flash else 0
-        c.offload_kqv = False
-        self.context = llama_cpp.llama_init_from_model(self.model, c)
-        assert self.context
-
-    def close(self):
-        llama_cpp.llama_free(self.context)
-        llama_cpp.llama_model_free(self.model)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
-
-    def layout(self, sequence=0):
-        return llama.read_layout(self.model, self.context, sequence)
-
-    def decode(self, tokens, position, sequence=0):
-        """The logits after the last token."""
-        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
-        batch.n_tokens = len(tokens)
-        for i, token in enumerate(tokens):
-            batch.token[i], batch.pos[i], batch.n_seq_id[i] = int(token), position + i, 1
-            batch.seq_id[i][0], batch.logits[i] = sequence, i == len(tokens) - 1
-        status = llama_cpp.llama_decode(self.context, batch)
-        llama_cpp.llama_batch_free(batch)
-        assert status == 0, status
-        vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
-        return np.array(llama_cpp.llama_get_logits_ith(self.context, -1)[:vocabulary])
-
-    def state(self, sequence=0):
-        count = llama_cpp.llama_state_seq_get_size(self.context, sequence)
-        out = (ctypes.c_uint8 * count)()
-        assert llama_cpp.llama_state_seq_get_data(self.context, out, count, sequence) == count
-        return np.array(out)
 
 
 def split_state(state, layout, cells):
@@ -101,7 +50,6 @@ class LlamaCpp(unittest.TestCase):
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory(prefix="samkv-models-")
         cls.addClassCleanup(cls.folder.cleanup)
-        llama_cpp.llama_log_set(cls.quiet, ctypes.c_void_p())
         paths = {family: models.make_model("%s/%s" % (cls.folder.name, family), family) for family in FAMILIES}
         for path in paths.values():
             models.ascii_tokenizer(path)
@@ -116,11 +64,6 @@ class LlamaCpp(unittest.TestCase):
             for name in ("a", "b", "c"):
                 cls.client.ingest(name, cases.tokens(rng, rng.randint(60, 120)), collection=family, model=family,
                                   preamble=PREAMBLE, block_tokens=8, init_tokens=8, local_tokens=8)
-
-    @staticmethod
-    @llama_cpp.llama_log_callback
-    def quiet(level, text, data):
-        pass
 
     def fetch(self, family, ids=("a", "b", "c"), **options):
         return self.client.fetch(list(ids), QUERY, collection=family, **options)
