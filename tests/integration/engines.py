@@ -1,8 +1,10 @@
-"""What tests of engines share: skipping without their packages, and tiny models as GGUF files."""
+"""What tests of the Python package and of engines share: finding the package, skipping, and tiny models as GGUF files."""
+import importlib
 import os
+import subprocess
 import sys
 
-from harness import BIN, ROOT
+from harness import BIN, ROOT, under_sanitizer
 from models import VOCABULARY, load_safetensors
 
 SKIPPED = 77    # ctest's SKIP_RETURN_CODE
@@ -11,16 +13,40 @@ os.environ.setdefault("SAMKV_LIBRARY", str(BIN.parent / "lib" / "libsamkv.so.1")
 sys.path.insert(0, str(ROOT / "client" / "python" / "src"))
 
 
+def skip(why):
+    print("skipped: " + why)
+    sys.exit(SKIPPED)
+
+
 def need(*packages):
     """Ends the program as skipped, with a reason, when one of these packages is not installed."""
-    import importlib
+    if under_sanitizer():
+        skip("engines do not load a library with a sanitizer; libsamkv's own tests have it")
     for package in packages:
         try:
             importlib.import_module(package)
         except ImportError as error:
-            print("skipped: %s has no %s (%s); name a Python with it: cmake -DSAMKV_ENGINES_PYTHON=PATH" %
-                  (sys.executable, package, error))
-            sys.exit(SKIPPED)
+            skip("%s has no %s (%s); name a Python with it: cmake -DSAMKV_ENGINES_PYTHON=PATH" %
+                 (sys.executable, package, error))
+
+
+def load_sanitizer():
+    """A library with AddressSanitizer is loaded only where its runtime came first: begins this program again, so."""
+    if not under_sanitizer():
+        return
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as maps:
+        loaded = "libasan" in maps.read()
+    if loaded:      # the daemon and samkvctl have their own, and find leaks, which Python would drown in its own
+        os.environ.pop("LD_PRELOAD")
+        os.environ["ASAN_OPTIONS"] = os.environ.pop("SAMKV_ASAN_OPTIONS")
+        return
+    if b"__asan_init" not in (BIN / "samkvd").read_bytes():
+        skip("Python does not load a library with ThreadSanitizer")
+    runtime = subprocess.run(["cc", "-print-file-name=libasan.so"], stdout=subprocess.PIPE, check=True, text=True)
+    options = os.environ.get("ASAN_OPTIONS", "")
+    changed = {"LD_PRELOAD": runtime.stdout.strip(), "SAMKV_ASAN_OPTIONS": options,
+               "ASAN_OPTIONS": options + ":detect_leaks=0"}
+    os.execve(sys.executable, [sys.executable] + sys.argv, dict(os.environ, **changed))
 
 
 def to_gguf_order(weights, head_dim):
