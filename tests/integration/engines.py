@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from harness import BIN, ROOT, under_sanitizer
-from models import VOCABULARY, load_safetensors
+from models import load_safetensors
 
 SKIPPED = 77    # ctest's SKIP_RETURN_CODE
 
@@ -87,7 +87,7 @@ def write_gguf(config, folder, path):
     w.add_rope_dimension_count(config["head_dim"])
     w.add_rope_freq_base(config["rope_theta"])
     w.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    w.add_vocab_size(VOCABULARY)
+    w.add_vocab_size(config["vocab_size"])
     w.add_tokenizer_model("no_vocab")
     for name, values in load_safetensors(folder / "model.safetensors").items():
         if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
