@@ -42,6 +42,7 @@ LIBRARIES = {
     r"protobuf-c/.*": ["proto", "client", "daemon/net"],
     r"(dnnl.*|oneapi/.*|cblas.*|omp|immintrin)\.h.*": ["kernels"],
     r"(cuda.*|cublas.*)\.h": ["kernels"],
+    r"(llama|ggml.*)\.h": ["client"],
 }
 
 SUFFIXES = {".c", ".h", ".cc", ".cu", ".cuh"}

@@ -71,8 +71,9 @@ def gguf_name(name):
     return "blk.%s.%s.%s" % (layer, NAMES[part], suffix)
 
 
-def write_gguf(config, folder, path):
-    """A model of models.py (its config.json as a dict, its folder) as a GGUF file without a tokenizer."""
+def write_gguf(config, folder, path, tokens=None):
+    """A model of models.py (its config.json as a dict, its folder) as a GGUF file. tokens: the texts of its tokens, a
+    byte-level tokenizer's; None: the file has no tokenizer."""
     import gguf
     architecture = config["model_type"]
     w = gguf.GGUFWriter(path, architecture)
@@ -88,7 +89,13 @@ def write_gguf(config, folder, path):
     w.add_rope_freq_base(config["rope_theta"])
     w.add_layer_norm_rms_eps(config["rms_norm_eps"])
     w.add_vocab_size(config["vocab_size"])
-    w.add_tokenizer_model("no_vocab")
+    w.add_tokenizer_model("gpt2" if tokens else "no_vocab")
+    if tokens:
+        w.add_tokenizer_pre("default")
+        w.add_token_list(tokens)
+        w.add_token_types([gguf.TokenType.NORMAL] * len(tokens))
+        w.add_token_merges(["a b"])     # llama.cpp wants one
+        w.add_eos_token_id(config["eos_token_id"])
     for name, values in load_safetensors(folder / "model.safetensors").items():
         if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
             values = to_gguf_order(values, config["head_dim"])

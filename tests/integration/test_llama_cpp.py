@@ -13,6 +13,7 @@ import engines
 
 engines.need("llama_cpp", "gguf")
 
+import llama_cpp        # noqa: E402
 import numpy as np      # noqa: E402
 
 import cases            # noqa: E402
@@ -161,6 +162,22 @@ class LlamaCpp(unittest.TestCase):
                     said = self.client.ask(["a", "b", "c"], QUESTION, raw=True, max_tokens=ANSWER_TOKENS,
                                            collection=family, **options)
                     self.assertEqual((models.ascii_text(tokens), len(tokens)), (said.text, said.answer_tokens))
+
+    def test_llama_cpp_pythons_own_class(self):
+        """`samkv.llama.load`, then generate: the answers of `ask`, one after another on the same object."""
+        folder = self.daemon.models["llama"]
+        path = folder / "with_tokenizer.gguf"
+        engines.write_gguf(json.loads((folder / "config.json").read_text()), folder, path, models.ascii_tokens())
+        llm = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, type_k=F32, type_v=F32,
+                              flash_attn=False, n_gpu_layers=0, verbose=False)
+        self.assertEqual(llm.tokenize(QUESTION.encode(), add_bos=False, special=True), QUERY)
+        for ids in (["a", "b", "c"], ["b", "a"]):
+            for options in ({"ratio": 0.4}, {"ratio": 0.4, "positions": "compact"}):
+                tokens = llama.greedy(llm, self.fetch("llama", ids=ids, **options), QUERY, ANSWER_TOKENS)
+                said = self.client.ask(ids, QUESTION, raw=True, max_tokens=ANSWER_TOKENS, collection="llama", **options)
+                self.assertEqual((models.ascii_text(tokens), len(tokens)), (said.text, said.answer_tokens))
+        short = llama_cpp.Llama(str(path), n_ctx=64, n_gpu_layers=0, verbose=False)
+        self.assertRaisesRegex(ValueError, "n_ctx is", llama.load, short, self.fetch("llama"))
 
     def test_refusals(self):
         cache = self.fetch("llama")
