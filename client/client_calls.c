@@ -129,6 +129,39 @@ enum samkv_status samkv_client_verify(struct samkv_client *client, const char *c
     return status ? status : wait_for_stream(client, request, on_verify_piece, &sink, reply, err);
 }
 
+struct bundle_sink {
+    bool (*on_progress)(void *arg, const struct samkv_bundle_answer *);
+    void *arg;
+};
+
+static bool on_bundle_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct bundle_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.bundle);
+}
+
+enum samkv_status samkv_client_export(struct samkv_client *client, const struct samkv_export_options *options, int fd,
+                                      bool (*on_progress)(void *arg, const struct samkv_bundle_answer *), void *arg,
+                                      struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct bundle_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_export(client, options, fd, &request, err);
+    return status ? status : wait_for_stream(client, request, on_bundle_piece, &sink, reply, err);
+}
+
+enum samkv_status samkv_client_import(struct samkv_client *client, const struct samkv_import_options *options, int fd,
+                                      bool (*on_progress)(void *arg, const struct samkv_bundle_answer *), void *arg,
+                                      struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct bundle_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_import(client, options, fd, &request, err);
+    return status ? status : wait_for_stream(client, request, on_bundle_piece, &sink, reply, err);
+}
+
 enum samkv_status samkv_client_list(struct samkv_client *client, const char *collection, const char *after,
                                     uint32_t limit, struct samkv_reply *reply, struct samkv_error *err)
 {

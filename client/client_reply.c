@@ -254,6 +254,23 @@ static enum samkv_status fill_verify(struct samkv_reply *reply, const ProtobufCM
     return SAMKV_OK;
 }
 
+static enum samkv_status fill_bundle(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                     struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__BundleReply *m = (const Samkv__BundleReply *)message;
+    reply->answer.bundle = (struct samkv_bundle_answer){.collection = m->collection,
+                                                        .last_id = m->last_id,
+                                                        .names = m->names,
+                                                        .names_total = m->names_total,
+                                                        .documents = m->documents,
+                                                        .bytes = m->bytes,
+                                                        .skipped = m->skipped,
+                                                        .replaced = m->replaced,
+                                                        .kept = m->kept};
+    return SAMKV_OK;
+}
+
 /* ------------------------------------------------------------------ decoding */
 
 static const struct operation {
@@ -269,6 +286,8 @@ static const struct operation {
     [SAMKV_OPERATION_REMOVE] = {&samkv__remove_reply__descriptor, fill_remove},
     [SAMKV_OPERATION_STATUS] = {&samkv__status_reply__descriptor, fill_status},
     [SAMKV_OPERATION_VERIFY] = {&samkv__verify_reply__descriptor, fill_verify},
+    [SAMKV_OPERATION_EXPORT] = {&samkv__bundle_reply__descriptor, fill_bundle},
+    [SAMKV_OPERATION_IMPORT] = {&samkv__bundle_reply__descriptor, fill_bundle},
 };
 
 static enum samkv_status decode(struct samkv_reply *out, struct samkv_incoming *incoming, struct samkv_error *err)

@@ -187,3 +187,22 @@ enum samkv_status samkv_client_submit_verify(struct samkv_client *client, const 
     message.repair = repair;
     return samkv_client_submit(client, SAMKV_OPERATION_VERIFY, &message.base, request, err);
 }
+
+enum samkv_status samkv_client_submit_export(struct samkv_client *client, const struct samkv_export_options *options,
+                                             int fd, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__ExportRequest message = SAMKV__EXPORT_REQUEST__INIT;
+    message.collection = text(options->collection);
+    message.after = text(options->after);
+    message.resume = options->resume;
+    return samkv_client_submit_with(client, SAMKV_OPERATION_EXPORT, &message.base, fd, request, err);
+}
+
+enum samkv_status samkv_client_submit_import(struct samkv_client *client, const struct samkv_import_options *options,
+                                             int fd, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__ImportRequest message = SAMKV__IMPORT_REQUEST__INIT;
+    message.collection = text(options->collection);
+    message.keep = options->keep;
+    return samkv_client_submit_with(client, SAMKV_OPERATION_IMPORT, &message.base, fd, request, err);
+}

@@ -300,6 +300,8 @@ enum samkv_operation {
     SAMKV_OPERATION_REMOVE = 8,
     SAMKV_OPERATION_STATUS = 9,
     SAMKV_OPERATION_VERIFY = 10,
+    SAMKV_OPERATION_EXPORT = 14,
+    SAMKV_OPERATION_IMPORT = 15,
 };
 
 struct samkv_ingest_answer {
@@ -355,7 +357,17 @@ struct samkv_verify_answer {
     size_t damaged_id_count;
 };
 
-/* One answer, or one piece of a streamed one (ask, verify). */
+struct samkv_bundle_answer {
+    const char *collection;
+    const char *last_id;         /* of the last document that is done */
+    uint64_t names, names_total; /* documents by id that are done, and all of them; total 0: not known */
+    uint64_t documents, bytes;   /* whole documents in the bundle, and its bytes, so far */
+    uint64_t skipped;            /* import: of names, were there already */
+    uint64_t replaced;           /* import: stood for something else */
+    uint64_t kept;               /* import: stand for something else, and still do */
+};
+
+/* One answer, or one piece of a streamed one (ask, verify, export, import). */
 struct samkv_reply {
     uint64_t request; /* what submit gave */
     enum samkv_operation operation;
@@ -371,6 +383,7 @@ struct samkv_reply {
         struct samkv_remove_answer remove;
         struct samkv_status_answer status;
         struct samkv_verify_answer verify;
+        struct samkv_bundle_answer bundle; /* export, import */
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;
@@ -426,6 +439,39 @@ SAMKV_API enum samkv_status samkv_client_verify(struct samkv_client *, const cha
                                                 void *arg, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
 
+/*
+ * Bundles: a collection as one stream of bytes, to be kept or imported elsewhere. fd is a file, pipe or stream socket,
+ * which the daemon itself writes to or reads from, from where it stands; it stays the caller's, and must not be used
+ * before the call returns. on_progress as above; a call that it ends leaves the daemon at work until the client is
+ * closed.
+ *
+ * export: documents in order of their ids, as they were when it began. resume: fd is a file, open for reading and
+ * writing, with the beginning of an export of this collection: what is whole of it stays, the rest is written behind
+ * it. IO: nobody reads the pipe; FULL; CORRUPT: a document is damaged, verify with repair first.
+ *
+ * import: what was imported when it ends early stays, and the same import goes on behind it. MISMATCH: made with
+ * another model, or the collection exists and is another one. CORRUPT: damaged or cut off. FULL.
+ */
+struct samkv_export_options {
+    const char *collection; /* NULL: "default" */
+    const char *after;      /* only documents whose id is above; NULL: all */
+    bool resume;
+};
+
+struct samkv_import_options {
+    const char *collection; /* to import into; NULL: as the bundle says */
+    bool keep;              /* ids that stand for something else stay as they are; else they are replaced */
+};
+
+SAMKV_API enum samkv_status samkv_client_export(struct samkv_client *, const struct samkv_export_options *, int fd,
+                                                bool (*on_progress)(void *arg, const struct samkv_bundle_answer *),
+                                                void *arg, struct samkv_reply *reply,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_import(struct samkv_client *, const struct samkv_import_options *, int fd,
+                                                bool (*on_progress)(void *arg, const struct samkv_bundle_answer *),
+                                                void *arg, struct samkv_reply *reply,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+
 /* ------------------------------------------------------------------ for event loops */
 /*
  * Submit gives a number for the request and never blocks. BUSY when as many are in flight as the daemon allows: process
@@ -458,6 +504,14 @@ SAMKV_API enum samkv_status samkv_client_submit_status(struct samkv_client *, ui
                                                        struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_verify(struct samkv_client *, const char *collection, bool repair,
                                                        uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* fd is needed until this returns only. Abandoning does not end these two; closing the client does. */
+SAMKV_API enum samkv_status samkv_client_submit_export(struct samkv_client *, const struct samkv_export_options *,
+                                                       int fd, uint64_t *request,
+                                                       struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_import(struct samkv_client *, const struct samkv_import_options *,
+                                                       int fd, uint64_t *request,
+                                                       struct samkv_error *err) SAMKV_MUST_USE;
 
 /* Drops the answer of a request in flight, and unmaps device memory that came for it already; the daemon works on. Its
  * place is free again when that answer has come. */

@@ -22,6 +22,8 @@
     X(REMOVES,          "requests_remove")                                          \
     X(STATUSES,         "requests_status")                                          \
     X(VERIFIES,         "requests_verify")                                          \
+    X(EXPORTS,          "requests_export")                                          \
+    X(IMPORTS,          "requests_import")                                          \
     X(ERRORS,           "requests_failed")        /* answered with an Error */      \
     X(BUSY,             "requests_busy")          /* of which with BUSY */          \
     X(INGEST_DOCUMENTS, "ingest_documents")       /* newly stored */                \

@@ -21,6 +21,10 @@ static const struct samkv_handler handlers[] = {
      samkv_handle_status},
     {SAMKV_TYPE_VERIFY, SAMKV_METRIC_VERIFIES, SAMKV_RELAXED, &samkv__verify_request__descriptor, samkv_check_verify,
      samkv_handle_verify},
+    {SAMKV_TYPE_EXPORT, SAMKV_METRIC_EXPORTS, SAMKV_RELAXED, &samkv__export_request__descriptor, samkv_check_export,
+     samkv_handle_export, true},
+    {SAMKV_TYPE_IMPORT, SAMKV_METRIC_IMPORTS, SAMKV_RELAXED, &samkv__import_request__descriptor, samkv_check_import,
+     samkv_handle_import, true},
 };
 
 const struct samkv_handler *samkv_handler_find(uint16_t type)

@@ -15,6 +15,8 @@ SAMKV_HANDLER(samkv_handle_show);
 SAMKV_HANDLER(samkv_handle_remove);
 SAMKV_HANDLER(samkv_handle_status);
 SAMKV_HANDLER(samkv_handle_verify);
+SAMKV_HANDLER(samkv_handle_export);
+SAMKV_HANDLER(samkv_handle_import);
 
 /* Lower-case hex of 16 bytes. */
 void samkv_hex(const uint8_t bytes[16], char out[33]);

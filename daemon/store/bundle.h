@@ -82,7 +82,7 @@ struct samkv_bundle_host {
     void *arg;
 };
 
-struct samkv_import_options {
+struct samkv_bundle_options {
     const char *collection; /* to import into; NULL or "": as the bundle says */
     bool keep;              /* names that stand for something else stay as they are */
 };
@@ -92,7 +92,7 @@ struct samkv_import_options {
  * *out counts stays. INVALID: no bundle. UNSUPPORTED: of a later version. CORRUPT: damaged or cut off. MISMATCH: the
  * collection exists and was made otherwise. FULL as ever. A name keeps the time at which it was put, and its pin.
  */
-enum samkv_status samkv_bundle_import(struct samkv_store *, const struct samkv_import_options *,
+enum samkv_status samkv_bundle_import(struct samkv_store *, const struct samkv_bundle_options *,
                                       const struct samkv_bundle_stream *, const struct samkv_bundle_host *,
                                       struct samkv_bundle_progress *out, struct samkv_error *) SAMKV_MUST_USE;
 

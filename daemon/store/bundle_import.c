@@ -8,7 +8,7 @@
 
 struct import {
     struct samkv_store *store;
-    const struct samkv_import_options *options;
+    const struct samkv_bundle_options *options;
     const struct samkv_bundle_host *host;
     struct samkv_bundle_reader reader;
     struct samkv_collection target; /* the bundle's collection under the name that it gets here */
@@ -317,7 +317,7 @@ static enum samkv_status import_all(struct import *im)
     return st;
 }
 
-enum samkv_status samkv_bundle_import(struct samkv_store *s, const struct samkv_import_options *options,
+enum samkv_status samkv_bundle_import(struct samkv_store *s, const struct samkv_bundle_options *options,
                                       const struct samkv_bundle_stream *stream, const struct samkv_bundle_host *host,
                                       struct samkv_bundle_progress *out, struct samkv_error *err)
 {

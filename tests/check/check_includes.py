@@ -11,7 +11,7 @@ import sys
 ALLOWED = {
     "proto": [],
     "client": ["proto"],
-    "client/ctl": ["client", "proto"],
+    "client/ctl": ["client", "proto", "daemon/store/bundle.h"],
     "kernels": ["proto/status.h", "proto/tensor.h"],
     "daemon/base": ["proto"],
     "daemon/model": ["kernels", "daemon/base", "proto"],

@@ -99,7 +99,7 @@ static inline void bundle_export(struct samkv_store *s, struct memory_stream *ou
 static inline enum samkv_status bundle_import(struct samkv_store *s, struct memory_stream *in, bool keep, bool skips,
                                               struct samkv_bundle_progress *p, struct samkv_error *err)
 {
-    const struct samkv_import_options o = {.keep = keep};
+    const struct samkv_bundle_options o = {.keep = keep};
     const struct samkv_bundle_host host = {0};
     return samkv_bundle_import(s, &o, memory_rewind(in, skips), &host, p, err);
 }

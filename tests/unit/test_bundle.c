@@ -181,7 +181,7 @@ START_TEST(the_preamble_goes_along)
     ck_assert_uint_eq(again.count, bundle.count);
     ck_assert_mem_eq(again.data, bundle.data, bundle.count);
     /* A second collection shares it all. */
-    const struct samkv_import_options o = {.collection = "copy"};
+    const struct samkv_bundle_options o = {.collection = "copy"};
     const struct samkv_bundle_host host = {0};
     FIXTURE_OK(samkv_bundle_import(to, &o, memory_rewind(&bundle, true), &host, &done, &err));
     ck_assert_str_eq(done.collection, "copy");
@@ -375,7 +375,7 @@ START_TEST(a_report_ends_the_work)
             samkv_bundle_export(from, "c", "", NULL, memory_rewind(&again, false), stop_after, &left, &done, &err),
             SAMKV_CANCELLED);
         left = entries;
-        const struct samkv_import_options o = {0};
+        const struct samkv_bundle_options o = {0};
         const struct samkv_bundle_host host = {.report = stop_after, .arg = &left};
         ck_assert_int_eq(samkv_bundle_import(to, &o, memory_rewind(&bundle, false), &host, &done, &err),
                          SAMKV_CANCELLED);

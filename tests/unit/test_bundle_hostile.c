@@ -315,7 +315,7 @@ static enum samkv_status no_b(void *arg, const struct samkv_name *name, struct s
 
 START_TEST(the_host_sets_limits)
 {
-    const struct samkv_import_options o = {0};
+    const struct samkv_bundle_options o = {0};
     struct samkv_bundle_host host = {.on_collection = little};
     ck_assert_int_eq(samkv_bundle_import(store, &o, memory_rewind(&bundle, false), &host, &done, &err), SAMKV_CORRUPT);
     ck_assert_uint_eq(assert_all_right(), 0); /* token ids beyond the vocabulary */
