@@ -188,6 +188,15 @@ enum samkv_status samkv_client_submit_verify(struct samkv_client *client, const 
     return samkv_client_submit(client, SAMKV_OPERATION_VERIFY, &message.base, request, err);
 }
 
+static enum samkv_status submit_bundle(struct samkv_client *client, enum samkv_operation operation,
+                                       const ProtobufCMessage *message, int fd, uint64_t *request,
+                                       struct samkv_error *err)
+{
+    if (fd < 0)
+        return samkv_fail(err, SAMKV_INVALID, "a bundle needs a descriptor to go to or come from: open one first");
+    return samkv_client_submit_with(client, operation, message, fd, request, err);
+}
+
 enum samkv_status samkv_client_submit_export(struct samkv_client *client, const struct samkv_export_options *options,
                                              int fd, uint64_t *request, struct samkv_error *err)
 {
@@ -195,7 +204,7 @@ enum samkv_status samkv_client_submit_export(struct samkv_client *client, const 
     message.collection = text(options->collection);
     message.after = text(options->after);
     message.resume = options->resume;
-    return samkv_client_submit_with(client, SAMKV_OPERATION_EXPORT, &message.base, fd, request, err);
+    return submit_bundle(client, SAMKV_OPERATION_EXPORT, &message.base, fd, request, err);
 }
 
 enum samkv_status samkv_client_submit_import(struct samkv_client *client, const struct samkv_import_options *options,
@@ -204,5 +213,5 @@ enum samkv_status samkv_client_submit_import(struct samkv_client *client, const 
     Samkv__ImportRequest message = SAMKV__IMPORT_REQUEST__INIT;
     message.collection = text(options->collection);
     message.keep = options->keep;
-    return samkv_client_submit_with(client, SAMKV_OPERATION_IMPORT, &message.base, fd, request, err);
+    return submit_bundle(client, SAMKV_OPERATION_IMPORT, &message.base, fd, request, err);
 }

@@ -490,6 +490,80 @@ START_TEST(verify)
 }
 END_TEST
 
+/* ------------------------------------------------------------------ bundles */
+
+/* As exchange_one, but for the descriptor: it says through it that it came. */
+static void exchange_descriptor(struct fake_daemon *d)
+{
+    struct samkv_frame frame;
+    struct samkv_fds fds;
+    uint8_t header[SAMKV_FRAME_HEADER_BYTES], payload[100];
+    Samkv__BundleReply progress = SAMKV__BUNDLE_REPLY__INIT, last = SAMKV__BUNDLE_REPLY__INIT;
+    fake_greet(d);
+    ck_assert_int_eq(samkv_socket_receive(d->socket, header, sizeof header, &fds), (ssize_t)sizeof header);
+    ck_assert_int_eq(fds.count, 1);
+    ck_assert_int_eq(samkv_frame_decode(header, &frame), SAMKV_OK);
+    ck_assert_uint_eq(frame.flags, 0);
+    ck_assert(fake_read(d->socket, payload, frame.payload_bytes));
+    if (frame.type == SAMKV_TYPE_EXPORT) {
+        Samkv__ExportRequest *m = samkv__export_request__unpack(NULL, frame.payload_bytes, payload);
+        ck_assert_str_eq(m->collection, "wiki");
+        ck_assert_str_eq(m->after, "m");
+        samkv__export_request__free_unpacked(m, NULL);
+    } else {
+        ck_assert_uint_eq(frame.type, SAMKV_TYPE_IMPORT);
+        Samkv__ImportRequest *m = samkv__import_request__unpack(NULL, frame.payload_bytes, payload);
+        ck_assert_str_eq(m->collection, "");
+        ck_assert(m->keep);
+        samkv__import_request__free_unpacked(m, NULL);
+    }
+    ck_assert_int_eq(write(fds.fd[0], "came", 4), 4);
+    samkv_fds_close(&fds);
+    progress.names_total = 3;
+    for (progress.names = 1; progress.names < 3; progress.names++)
+        fake_send(d, frame.type, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE, frame.request_id, &progress.base, -1);
+    last.collection = "wiki", last.last_id = "z";
+    last.names = 3, last.documents = 2, last.bytes = 1ull << 40, last.skipped = 1, last.kept = 4, last.replaced = 5;
+    fake_reply(d, frame.type, frame.request_id, &last.base);
+    fake_serve_pings(d);
+}
+
+static bool count_names(void *arg, const struct samkv_bundle_answer *b)
+{
+    return b->names == (uint64_t)++ * (int *)arg && b->names_total == 3;
+}
+
+START_TEST(bundles)
+{
+    struct fake_daemon d = {0};
+    int before = fake_open_descriptors(), ends[2], calls = 0;
+    struct samkv_client *client = fake_connect(&d, exchange_descriptor);
+    struct samkv_reply reply;
+    char text[8] = "";
+    ck_assert_int_eq(pipe(ends), 0);
+    const struct samkv_export_options export = {.collection = "wiki", .after = "m"};
+    const struct samkv_import_options import = {.keep = true};
+    ck_assert_int_eq(_i ? samkv_client_import(client, &import, ends[1], count_names, &calls, &reply, NULL)
+                        : samkv_client_export(client, &export, ends[1], count_names, &calls, &reply, NULL),
+                     SAMKV_OK);
+    ck_assert_int_eq(calls, 2);
+    const struct samkv_bundle_answer *b = &reply.answer.bundle;
+    ck_assert_str_eq(b->collection, "wiki");
+    ck_assert_str_eq(b->last_id, "z");
+    ck_assert(b->names == 3 && b->documents == 2 && b->bytes == 1ull << 40);
+    ck_assert(b->skipped == 1 && b->kept == 4 && b->replaced == 5);
+    samkv_reply_deinit(&reply);
+    ck_assert_int_ge(fcntl(ends[1], F_GETFD), 0); /* it stays the caller's */
+    close(ends[1]);
+    ck_assert_int_eq(read(ends[0], text, sizeof text), 4); /* and nobody else has it any more */
+    ck_assert_int_eq(read(ends[0], text, sizeof text), 0);
+    close(ends[0]);
+    ck_assert_int_ne(samkv_client_export(client, &export, -1, NULL, NULL, NULL, NULL), SAMKV_OK);
+    fake_end(&d, client);
+    ck_assert_int_eq(fake_open_descriptors(), before);
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("client_calls");
@@ -505,6 +579,7 @@ int main(void)
     tcase_add_test(calls, removal);
     tcase_add_test(calls, status_of_the_daemon);
     tcase_add_test(calls, verify);
+    tcase_add_loop_test(calls, bundles, 0, 2);
     suite_add_tcase(suite, calls);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);
