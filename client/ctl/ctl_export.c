@@ -50,7 +50,7 @@ static int open_part(struct place *place, const char *path, bool resume)
     if (place->fd < 0)
         return cannot_open(place->part);
     /* The daemon shares the lock with the descriptor: also one that still works for a client that was killed. */
-    if (flock(place->fd, LOCK_EX | LOCK_NB)) {
+    if (flock(place->fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK) {
         ctl_error("another export writes %s: wait for it, or choose another file", place->part);
         return CTL_FAILED;
     }

@@ -219,6 +219,8 @@ START_TEST(heads_that_lie)
         samkv_bundle_head_encode(&head, bad.data + payload - SAMKV_BUNDLE_HEAD_BYTES);
         if (memcmp(&head, &was, sizeof head) != 0)
             assert_refused(bundle_import(store, &bad, false, i % 2, &done, &err));
+        if (head.bytes >= 1 << 30) /* before a byte of it is read */
+            ck_assert_ptr_nonnull(strstr(err.text, "too large"));
         assert_all_right();
     }
 }
@@ -246,11 +248,13 @@ static void replace_payload(size_t n, const void *bytes, size_t count)
 START_TEST(manifests_that_lie)
 {
     static const uint32_t numbers[] = {0, 1, 2, 3, 16, 1000, 1 << 20, 1u << 28, UINT32_MAX};
-    for (int i = 0; i < 6 * 9; i++) {
+    for (int i = 0; i < 8 * 9; i++) {
         struct samkv_document d = {.manifest = documents[0].m, .references = 1};
-        uint32_t *fields[] = {&d.manifest.tokens,       &d.manifest.block_tokens, &d.manifest.blocks,
-                              &d.manifest.shape.layers, &d.manifest.heads,        &d.manifest.shape.head_dim};
+        uint32_t *fields[] = {&d.manifest.tokens,       &d.manifest.block_tokens,   &d.manifest.blocks,
+                              &d.manifest.shape.layers, &d.manifest.heads,          &d.manifest.shape.head_dim,
+                              &d.manifest.local_tokens, &d.manifest.preamble_tokens};
         d.manifest.bytes_index = 1;
+        bool same = *fields[i / 9] == numbers[i % 9];
         *fields[i / 9] = numbers[i % 9];
         if (i / 9 == 0 && numbers[i % 9]) /* tokens whose blocks fit, too */
             d.manifest.blocks = (d.manifest.tokens - 1) / d.manifest.block_tokens + 1;
@@ -262,6 +266,7 @@ START_TEST(manifests_that_lie)
         free(record);
         replace_payload(DOCUMENT_ENTRY, payload, SAMKV_KEY_BYTES + bytes);
         assert_refused(bundle_import(store, &bad, false, i % 2, &done, &err));
+        ck_assert(same || done.names == 0);
         assert_all_right();
     }
 }
@@ -296,6 +301,48 @@ START_TEST(a_name_that_leads_elsewhere)
         ck_assert_int_eq(fixture_check_name(store, "a", &other), SAMKV_NOT_FOUND);
     }
     fixture_document_free(&other);
+}
+END_TEST
+
+/* Tokens that make another key than the document claims; all checksums fit, since a store made them. */
+START_TEST(tokens_of_another_document)
+{
+    struct fixture_document d;
+    struct samkv_collection c = bundle_collection(tiny, 2, SAMKV_CODEC_ZSTD);
+    FIXTURE_OK(samkv_store_collection_put(store, &c, &err));
+    fixture_document_make(&d, 60, tiny, 4, 2);
+    d.m.key.bytes[7] ^= 1;
+    FIXTURE_OK(fixture_ingest(store, &d, "forged", &err));
+    bundle_export(store, &bad, &done);
+    FIXTURE_OK(samkv_store_name_remove(store, "c", "forged", &err));
+    assert_refused(bundle_import(store, &bad, false, false, &done, &err));
+    ck_assert_ptr_nonnull(strstr(err.text, "another document"));
+    ck_assert_uint_eq(fixture_stats(store).names, 0);
+    fixture_document_free(&d);
+}
+END_TEST
+
+#define BLOCK_ENTRY 5 /* …, TOKENS, INDEX, BLOCK */
+
+/* A whole record that was sealed under the same key at another time: it is not the one that was exported. */
+START_TEST(a_record_of_another_time)
+{
+    struct fixture_document other = documents[0];
+    struct samkv_scratch_pool pool;
+    uint8_t buffer[SAMKV_PART_KEY_BYTES], *bytes, *record;
+    size_t record_bytes;
+    other.seed = 99;
+    void **pieces = fixture_block(&other, 0, true, &bytes);
+    struct samkv_layout layout = samkv_block_layout(&other.m, 0);
+    samkv_scratch_pool_init(&pool);
+    FIXTURE_OK(samkv_record_encode(SAMKV_RECORD_BLOCK, samkv_part_key(&other.m.key, 0, buffer), SAMKV_CODEC_RAW, 0,
+                                   &layout, (const void *const *)pieces, &pool, &record, &record_bytes));
+    replace_payload(BLOCK_ENTRY, record, record_bytes);
+    assert_refused(bundle_import(store, &bad, false, false, &done, &err));
+    ck_assert_ptr_nonnull(strstr(err.text, "the end of a document"));
+    ck_assert_uint_eq(assert_all_right(), 0);
+    samkv_scratch_pool_deinit(&pool);
+    free(pieces), free(bytes), free(record);
 }
 END_TEST
 
@@ -343,6 +390,8 @@ int main(void)
     tcase_add_test(c, heads_that_lie);
     tcase_add_test(c, manifests_that_lie);
     tcase_add_test(c, a_name_that_leads_elsewhere);
+    tcase_add_test(c, tokens_of_another_document);
+    tcase_add_test(c, a_record_of_another_time);
     tcase_add_test(c, the_host_sets_limits);
     suite_add_tcase(suite, c);
     return fixture_run(suite);
