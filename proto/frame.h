@@ -2,8 +2,9 @@
 /*
  * Frames: what carries a message over the socket. 16 bytes of header, little-endian, then the payload:
  *   u32 payload_bytes | u16 type | u16 flags | u64 request_id
- * File descriptors, when the FD flag is set, travel as SCM_RIGHTS with the frame's first byte.
- * Pure functions over bytes, and two calls that move bytes and descriptors over a socket. Normative text: PROTOCOL.md.
+ * File descriptors, when the FD flag is set, travel as SCM_RIGHTS with the frame's first byte; so does that of an
+ * EXPORT or IMPORT request, without the flag. Pure functions over bytes, and two calls that move bytes and descriptors
+ * over a socket. Normative text: PROTOCOL.md.
  */
 #include <stdbool.h>
 #include <stddef.h>

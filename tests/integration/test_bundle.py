@@ -14,7 +14,7 @@ import unittest
 import cases
 import models
 import wire
-from harness import DONE, SOME_FAILED, Daemon, documents_jsonl
+from harness import DONE, NO_DAEMON, SOME_FAILED, Daemon, documents_jsonl
 
 ROUNDS = 40 if os.environ.get("SAMKV_TEST_LONG") == "1" else 4
 DOCUMENTS = 40
@@ -210,6 +210,27 @@ class Bundle(unittest.TestCase):
                 self.assertLess(time.monotonic(), deadline)
             with open(out, "rb") as file:
                 self.assertEqual(file.read(), whole)
+        self.target.stop()
+
+    def test_exports_of_a_daemon_that_is_killed_go_on(self):
+        rng = random.Random(14)
+        out = self.path("x.skb")
+        self.target.json("import", self.file)
+        for number in range(ROUNDS):
+            with self.subTest(round=number):
+                client = subprocess.Popen(self.target.command("export", "wiki", "--out", out), stdin=subprocess.DEVNULL,
+                                          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+                self.kill_after(rng.uniform(0, 0.03), self.target.process.pid).wait()
+                _, said = client.communicate(timeout=DEADLINE_S)
+                self.target.kill()
+                self.assertIn(client.returncode, (DONE, NO_DAEMON), said)
+                if client.returncode == NO_DAEMON and os.path.exists(out + ".part"):
+                    self.assertIn(b"--resume", said)
+                self.target.start()
+                self.target.json("export", "wiki", "--out", out, "--resume")
+                with open(out, "rb") as one, open(self.file, "rb") as two:
+                    self.assertEqual(one.read(), two.read())
+                os.unlink(out)
         self.target.stop()
 
     def test_resume_refuses_other_files_and_collections(self):
