@@ -4,6 +4,7 @@
 #include "daemon/net/handlers.h"
 #include "daemon/samkv/lease.h"
 #include "daemon/samkv/transfer.h"
+#include "daemon/store/host_cache.h"
 
 /* Resident set, 0 where /proc is not there. */
 static uint64_t resident_bytes(void)
@@ -52,7 +53,8 @@ static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply
 
 #define GAUGES        4
 #define DEVICE_GAUGES 10
-#define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + DEVICE_GAUGES)
+#define HOST_GAUGES   6
+#define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + HOST_GAUGES + DEVICE_GAUGES)
 
 static void put_counter(Samkv__Counter *counters, size_t *n, const char *name, double value)
 {
@@ -86,6 +88,19 @@ static void put_device_cache(struct samkv_transfer *transfer, Samkv__Counter *co
     put_counter(counters, n, "device_cache_evictions", (double)stats.evictions);
 }
 
+/* What memory keeps of hot documents. */
+static void put_host_cache(struct samkv_host_cache *cache, Samkv__Counter *counters, size_t *n)
+{
+    struct samkv_host_cache_stats stats;
+    samkv_host_cache_stats(cache, &stats);
+    put_counter(counters, n, "host_cache_records", (double)stats.entries);
+    put_counter(counters, n, "host_cache_bytes", (double)stats.bytes);
+    put_counter(counters, n, "host_cache_limit_bytes", (double)stats.budget_bytes);
+    put_counter(counters, n, "host_cache_hits", (double)stats.hits);
+    put_counter(counters, n, "host_cache_misses", (double)stats.misses);
+    put_counter(counters, n, "host_cache_evictions", (double)stats.evictions);
+}
+
 /* Counters of the table, then what is true just now. */
 static size_t fill_counters(const struct samkv_service *service, const struct samkv_store_stats *stats,
                             Samkv__Counter *counters)
@@ -100,6 +115,8 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
     put_counter(counters, &n, "lane_waiting", waiting);
     put_counter(counters, &n, "store_readers", (double)stats->readers);
     put_counter(counters, &n, "store_commits", (double)stats->commits);
+    if (samkv_store_host_cache(service->store))
+        put_host_cache(samkv_store_host_cache(service->store), counters, &n);
     if (service->models->leases)
         put_leases(service->models->leases, counters, &n);
     if (service->models->transfer)

@@ -40,12 +40,22 @@ static enum samkv_status check_old(struct samkv_change *c, enum samkv_db db, str
                       c->store->path);
 }
 
+/* The key of a document or of one of its parts: what memory keeps of the document is another version from now on. */
+static void forget_kept(struct samkv_change *c, struct samkv_bytes key)
+{
+    struct samkv_key document;
+    memcpy(document.bytes, key.data, sizeof document.bytes);
+    samkv_host_cache_close(c->store->host_cache, &document);
+}
+
 enum samkv_status samkv_change_put(struct samkv_change *c, enum samkv_db db, struct samkv_bytes key,
                                    struct samkv_bytes record, struct samkv_error *err)
 {
     enum samkv_status st = check_old(c, db, key, err);
     if (st != SAMKV_OK)
         return st;
+    if (db == SAMKV_DB_BLOCK || db == SAMKV_DB_INDEX)
+        forget_kept(c, key);
     MDB_val k = samkv_val(key), v = samkv_val(record);
     int rc = mdb_put(c->txn, c->store->dbi[db], &k, &v, 0);
     return rc ? broke(c, err, rc, "writing a record") : SAMKV_OK;
@@ -110,6 +120,7 @@ enum samkv_status samkv_change_hide(struct samkv_change *c, const struct samkv_k
         free(claim);
         return st;
     }
+    forget_kept(c, samkv_key_bytes(key));
     *claim = (struct samkv_claim){.key = *key, .removing = true, .next = c->removing};
     c->removing = claim;
     return SAMKV_OK;

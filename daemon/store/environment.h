@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "daemon/store/host_cache.h"
 #include "daemon/store/queue.h"
 #include "daemon/store/record.h"
 #include "daemon/store/scratch.h"
@@ -51,6 +52,7 @@ struct samkv_store {
     uint64_t limit_bytes;   /* the map: what the data file cannot exceed */
     uint64_t reserve_bytes; /* of which new documents leave free, so that removing always has room to work in */
     struct samkv_scratch_pool scratch;
+    struct samkv_host_cache *host_cache; /* NULL: none */
     struct samkv_queue queue;
     atomic_uint_fast64_t commits, snapshots;
 };

@@ -264,7 +264,11 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     s->zstd_level = o->zstd_level;
     samkv_scratch_pool_init(&s->scratch);
     samkv_queue_init(&s->queue);
-    enum samkv_status st = prepare(s, o, err);
+    enum samkv_status st = SAMKV_OK;
+    if (o->host_cache_bytes)
+        st = samkv_host_cache_new(o->host_cache_bytes, &s->host_cache, err);
+    if (st == SAMKV_OK)
+        st = prepare(s, o, err);
     if (st != SAMKV_OK) {
         samkv_store_close(s);
         return st;
@@ -283,6 +287,12 @@ void samkv_store_close(struct samkv_store *s)
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* the lock goes with it */
     samkv_scratch_pool_deinit(&s->scratch);
+    samkv_host_cache_free(s->host_cache);
     free(s->path);
     free(s);
+}
+
+struct samkv_host_cache *samkv_store_host_cache(struct samkv_store *s)
+{
+    return s->host_cache;
 }

@@ -108,6 +108,7 @@ static void undo_change(struct samkv_change *c)
 {
     if (c->txn)
         mdb_txn_abort(c->txn);
+    samkv_host_cache_reopen(c->store->host_cache);
     while (c->removing) {
         struct samkv_claim *claim = c->removing;
         c->removing = claim->next;
@@ -168,6 +169,7 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
     }
     pthread_mutex_unlock(&q->lock);
     int rc = mdb_txn_commit(c->txn);
+    samkv_host_cache_reopen(c->store->host_cache);
     settle(q, rc == 0);
     if (rc == 0) {
         atomic_fetch_add(&c->store->commits, 1);

@@ -10,6 +10,8 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snaps
     struct samkv_snapshot *snapshot = calloc(1, sizeof *snapshot);
     if (!snapshot)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    snapshot->host_cache = s->host_cache;
+    snapshot->epoch = s->host_cache ? samkv_host_cache_epoch(s->host_cache) : 0;
     int rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &snapshot->txn);
     if (rc) {
         free(snapshot);
@@ -30,6 +32,11 @@ void samkv_snapshot_end(struct samkv_snapshot *snapshot)
     atomic_fetch_sub(&snapshot->store->snapshots, 1);
     pthread_mutex_destroy(&snapshot->lock);
     free(snapshot);
+}
+
+void samkv_snapshot_bypass_memory(struct samkv_snapshot *snapshot)
+{
+    snapshot->host_cache = NULL;
 }
 
 uint64_t samkv_snapshot_bytes_read(const struct samkv_snapshot *snapshot)
@@ -120,6 +127,24 @@ static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_d
     return st == SAMKV_OK ? st : samkv_fail(err, st, "out of memory while reading %s", what);
 }
 
+/* read_part for a block or index record, from memory when it is there. */
+static enum samkv_status read_kept_part(struct samkv_snapshot *snapshot, enum samkv_db db, enum samkv_record_kind kind,
+                                        const struct samkv_key *document, uint32_t number,
+                                        const struct samkv_layout *layout, void *const *dst, const char *what,
+                                        struct samkv_error *err)
+{
+    struct samkv_host_cache *cache = snapshot->host_cache;
+    const struct samkv_host_key key = {*document, kind, number};
+    if (cache && samkv_host_cache_read(cache, snapshot->epoch, &key, layout, dst))
+        return SAMKV_OK;
+    uint8_t buffer[SAMKV_PART_KEY_BYTES];
+    enum samkv_status st =
+        read_part(snapshot, db, kind, samkv_part_key(document, number, buffer), layout, dst, what, err);
+    if (st == SAMKV_OK && cache)
+        samkv_host_cache_add(cache, snapshot->epoch, &key, layout, dst);
+    return st;
+}
+
 enum samkv_status samkv_snapshot_tokens(struct samkv_snapshot *snapshot, const struct samkv_key *key, int32_t *out,
                                         size_t count, struct samkv_error *err)
 {
@@ -145,10 +170,8 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *snapshot, const st
     if (layer >= m->shape.layers || count != layout.bytes / sizeof *out)
         return samkv_fail(err, SAMKV_INVALID, "layer %u of %u with %zu numbers is no index of this document", layer,
                           m->shape.layers, count);
-    uint8_t buffer[SAMKV_PART_KEY_BYTES];
     void *dst[1] = {out};
-    return read_part(snapshot, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, samkv_part_key(&m->key, layer, buffer), &layout, dst,
-                     "the index", err);
+    return read_kept_part(snapshot, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, &m->key, layer, &layout, dst, "the index", err);
 }
 
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *snapshot, const struct samkv_manifest *m, uint32_t block,
@@ -160,7 +183,5 @@ enum samkv_status samkv_snapshot_block(struct samkv_snapshot *snapshot, const st
     if (block >= m->blocks)
         return samkv_fail(err, SAMKV_INVALID, "the document has %u blocks, no block %u", m->blocks, block);
     struct samkv_layout layout = samkv_block_layout(m, block);
-    uint8_t buffer[SAMKV_PART_KEY_BYTES];
-    return read_part(snapshot, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, samkv_part_key(&m->key, block, buffer), &layout, dst,
-                     "a block", err);
+    return read_kept_part(snapshot, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, &m->key, block, &layout, dst, "a block", err);
 }

@@ -12,6 +12,8 @@ struct samkv_snapshot {
     MDB_txn *txn;
     pthread_mutex_t lock; /* LMDB allows one call at a time on a transaction; what mdb_get found stays until its end */
     atomic_uint_fast64_t bytes_read;
+    struct samkv_host_cache *host_cache; /* NULL: everything is read from the file */
+    uint64_t epoch;                      /* of the host cache, from before the transaction */
 };
 
 /* The record under a key, still unchecked. Valid as long as the snapshot. NOT_FOUND without text. */

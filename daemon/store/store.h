@@ -34,6 +34,7 @@ struct samkv_key {
 struct samkv_store;
 struct samkv_snapshot;
 struct samkv_writer;
+struct samkv_host_cache;
 
 enum samkv_codec {
     SAMKV_CODEC_RAW = 0,
@@ -47,6 +48,9 @@ struct samkv_store_options {
     enum samkv_codec codec; /* of new blocks */
     int zstd_level;         /* 0: 1 */
     bool read_only;         /* verify and show beside a running daemon */
+
+    /* Memory for decoded blocks and index records, a hard limit; 0: none are kept. */
+    uint64_t host_cache_bytes;
 };
 
 /*
@@ -62,6 +66,9 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *, struct sa
 
 /* Finishes queued writes. NULL is allowed. Snapshots must be gone. */
 void samkv_store_close(struct samkv_store *);
+
+/* What it keeps in memory, for its counters; NULL when nothing. */
+struct samkv_host_cache *samkv_store_host_cache(struct samkv_store *);
 
 /* ------------------------------------------------------------------ collections */
 
@@ -94,8 +101,11 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *, struct samkv_snapsh
                                        struct samkv_error *) SAMKV_MUST_USE;
 void samkv_snapshot_end(struct samkv_snapshot *);
 
-/* Bytes of record values (as stored) that this snapshot has read from index and block so far; any thread that may use
- * it. */
+/* From now on index and block read the data file, whatever the store has in memory: for whoever looks for damage. */
+void samkv_snapshot_bypass_memory(struct samkv_snapshot *);
+
+/* Bytes of record values (as stored) that this snapshot has read from index and block so far, memory's not counted; any
+ * thread that may use it. */
 uint64_t samkv_snapshot_bytes_read(const struct samkv_snapshot *);
 
 /* NOT_FOUND without error text when there is none. The caller deinits out. */
@@ -147,7 +157,8 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct sam
  * Decodes block `block` into 2 * layers pieces: dst[2*l] gets layer l's K (before RoPE), dst[2*l+1] its V, each
  * (tokens of the block, kv_heads, head_dim) contiguous in the manifest's dtype. All reading functions may run on
  * several threads at once with the same snapshot: only the look-up is serialised, decoding is not, and goes straight
- * from the map. CORRUPT when the record is damaged or missing; dst may then be half written.
+ * from the map. CORRUPT when the record is damaged or missing; dst may then be half written. What the store has in
+ * memory (host_cache.h) is copied from there.
  */
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
