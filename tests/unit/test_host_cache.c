@@ -476,8 +476,8 @@ START_TEST(no_thread_ever_sees_another_version)
     ck_assert_int_eq(wrong, 0);
     ck_assert_int_eq(too_much, 0);
     struct samkv_host_cache_stats s = stats();
-    ck_assert_uint_gt(s.hits, 1000);
-    ck_assert_uint_gt(s.evictions, 1000);
+    ck_assert_uint_gt(s.hits, 100);
+    ck_assert_uint_gt(s.evictions, 0);
     for (uint32_t d = 0; d < DOCUMENTS; d++) {
         const struct samkv_host_key key = block_key(d, 0);
         samkv_host_cache_close(cache, &key.document);
