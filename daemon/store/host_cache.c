@@ -123,6 +123,7 @@ enum samkv_status samkv_host_cache_new(uint64_t budget_bytes, struct samkv_host_
                           "no room for a host cache of %llu MiB: ask for less with --host-cache-bytes",
                           (unsigned long long)(map_bytes >> 20));
     (void)madvise(base, map_bytes, MADV_DONTDUMP); /* core files are about the daemon, not about documents */
+    (void)madvise(base, map_bytes, MADV_HUGEPAGE); /* the first use of a page costs more than copying it */
     struct samkv_host_cache *cache = (struct samkv_host_cache *)base;
     cache->map_bytes = map_bytes;
     cache->table_bytes = lay_out(cache, base, chunks);

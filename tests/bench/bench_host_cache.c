@@ -3,12 +3,17 @@
  * own code on the same reads.
  *
  *   bench_host_cache [SEED]
+ *   bench_host_cache --store DIR     a store that no daemon has open
  *
  * Prints a Markdown table: share of the bytes that were read which came from memory, in percent, by trace and by the
  * cache's size as a share of all records' bytes. "this code" has its chunks, headers and tables in the same budget.
+ *
+ * With --store: what reading every block of it takes, in processor time of one thread (so that a busy machine does not
+ * matter), from the data file (its pages in the page cache), with a first and with every later reading through memory.
  */
 #include <stdio.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "daemon/store/host_cache.h"
 #include "daemon/store/record.h"
@@ -92,8 +97,102 @@ static void measure(const struct trace *t, const char *mix, double alpha, double
     fflush(stdout);
 }
 
+/* ------------------------------------------------------------------ a real store */
+
+static void must(enum samkv_status st, const struct samkv_error *err)
+{
+    if (st == SAMKV_OK)
+        return;
+    fprintf(stderr, "bench_host_cache: %s\n", err->text);
+    exit(1);
+}
+
+struct reading {
+    struct samkv_snapshot *snapshot;
+    uint64_t raw_bytes;
+};
+
+static bool read_document(void *arg, const struct samkv_name *name)
+{
+    struct reading *r = arg;
+    struct samkv_manifest m;
+    struct samkv_error err;
+    must(samkv_snapshot_manifest(r->snapshot, &name->key, &m, &err), &err);
+    size_t pieces = 2 * (size_t)m.shape.layers, piece = m.block_tokens * samkv_kv_token_bytes(&m.shape) / pieces;
+    uint8_t *bytes = malloc(pieces * piece);
+    void **dst = malloc(pieces * sizeof *dst);
+    for (size_t i = 0; bytes && dst && i < pieces; i++)
+        dst[i] = bytes + i * piece;
+    for (uint32_t b = 0; bytes && dst && b < m.blocks; b++)
+        must(samkv_snapshot_block(r->snapshot, &m, b, dst, &err), &err);
+    r->raw_bytes += m.bytes_raw;
+    free(bytes), free(dst);
+    return true;
+}
+
+static bool read_collection(void *arg, const struct samkv_collection *c)
+{
+    struct reading *r = arg;
+    struct samkv_error err;
+    must(samkv_snapshot_each_name(r->snapshot, c->name, "", read_document, r, &err), &err);
+    return true;
+}
+
+static void read_store(struct samkv_store *store, const char *label, bool bypass, double *base)
+{
+    struct reading r = {0};
+    struct samkv_error err;
+    struct timespec from, to;
+    must(samkv_snapshot_begin(store, &r.snapshot, &err), &err);
+    if (bypass)
+        samkv_snapshot_bypass_memory(r.snapshot);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &from);
+    must(samkv_snapshot_each_collection(r.snapshot, read_collection, &r, &err), &err);
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &to);
+    double s = (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) / 1e9;
+    *base = *base > 0 ? *base : s;
+    printf("%-34s %8.1f MB  %6.2f GB/s  %5.2f times the file's rate, %6.1f MB from the file\n", label,
+           (double)r.raw_bytes / 1e6, (double)r.raw_bytes / s / 1e9, *base / s,
+           (double)samkv_snapshot_bytes_read(r.snapshot) / 1e6);
+    samkv_snapshot_end(r.snapshot);
+}
+
+static struct samkv_store *open_store(const char *path, uint64_t budget)
+{
+    const struct samkv_store_options o = {
+        .path = path, .codec = SAMKV_CODEC_ZSTD, .read_only = true, .host_cache_bytes = budget};
+    struct samkv_store *store;
+    struct samkv_error err;
+    must(samkv_store_open(&o, &store, &err), &err);
+    return store;
+}
+
+static int measure_store(const char *path)
+{
+    double base = 0, ignored = 0;
+    struct samkv_store *store = open_store(path, (uint64_t)1 << 30);
+    read_store(store, "(into the page cache)", true, &ignored);
+    read_store(store, "from the file", true, &base);
+    read_store(store, "first through memory", false, &base);
+    for (int i = 0; i < 2; i++) {
+        read_store(store, "from memory", false, &base);
+        read_store(store, "from the file", true, &base);
+    }
+    samkv_store_close(store);
+    store = open_store(path, (uint64_t)8 << 20);
+    read_store(store, "(fill)", false, &ignored);
+    for (int i = 0; i < 2; i++) {
+        read_store(store, "through 8 MiB: hardly any hit", false, &base);
+        read_store(store, "from the file", true, &base);
+    }
+    samkv_store_close(store);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
+    if (argc == 3 && !strcmp(argv[1], "--store"))
+        return measure_store(argv[2]);
     double sums[COLUMNS] = {0}, worst[COLUMNS] = {0};
     int rows = 0;
     puts("| trace | cache | LRU | S3-FIFO | W-TinyLFU | this code (S3-FIFO) |\n|---|---|---|---|---|---|");
