@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "daemon/base/pool.h"
 #include "daemon/store/arena.h"
@@ -422,7 +423,7 @@ static size_t size_of(uint32_t document, uint32_t block)
 /* A snapshot is the epoch and then the version, as a transaction begins after the epoch was noted. */
 static void read_documents(uint64_t seed)
 {
-    for (int i = 0; i < (SANITIZED ? 3000 : 20000); i++) {
+    for (int i = 0; i < (SANITIZED ? 800 : 3000); i++) {
         uint32_t d = (uint32_t)(trace_random(&seed) % DOCUMENTS);
         uint64_t when = epoch();
         unsigned seen = atomic_load(&version[d]);
@@ -451,13 +452,16 @@ static void change_documents(uint64_t seed)
             for (uint32_t i = 0; i < n; i++)
                 atomic_fetch_add(&version[changed[i]], 1);
         samkv_host_cache_reopen(cache);
+        usleep(50);
     }
 }
 
 static void watch_budget(void)
 {
-    while (!atomic_load(&over))
+    while (!atomic_load(&over)) {
         too_much += stats().bytes > stats().budget_bytes;
+        usleep(20);
+    }
 }
 
 static void one_of_many(void *arg, int i)
