@@ -37,6 +37,10 @@ static enum samkv_status walk_names(struct samkv_snapshot *snapshot, MDB_cursor 
 {
     MDB_val k = samkv_val(start), v;
     int rc = step(snapshot, cursor, &k, &v, MDB_SET_RANGE);
+    uint64_t ttl_s;
+    enum samkv_status read = samkv_snapshot_ttl(snapshot, prefix.data, &ttl_s, err);
+    if (read != SAMKV_OK)
+        return read;
     if (rc == 0 && k.mv_size == start.size && memcmp(k.mv_data, start.data, start.size) == 0)
         rc = step(snapshot, cursor, &k, &v, MDB_NEXT); /* after, not from */
     for (; rc == 0; rc = step(snapshot, cursor, &k, &v, MDB_NEXT)) {
@@ -46,7 +50,7 @@ static enum samkv_status walk_names(struct samkv_snapshot *snapshot, MDB_cursor 
         enum samkv_status st = samkv_name_open(samkv_val_bytes(&v), samkv_val_bytes(&k), true, &name);
         if (st != SAMKV_OK)
             return samkv_fail(err, st, "a name's record is damaged: ingest that document again");
-        bool go_on = fn(arg, &name);
+        bool go_on = !samkv_snapshot_sees(snapshot, ttl_s, &name) || fn(arg, &name);
         samkv_name_deinit(&name);
         if (!go_on)
             return SAMKV_OK;

@@ -10,10 +10,12 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/store/change.h"
 #include "daemon/store/datafile.h"
 #include "daemon/store/environment.h"
+#include "daemon/store/usage.h"
 
 #define MAX_READERS     1024
 #define LIMIT_MIN_BYTES ((uint64_t)1 << 20)
@@ -242,7 +244,12 @@ static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store
     if (st == SAMKV_OK)
         st = samkv_recover(s, err);
     if (st == SAMKV_OK)
+        st = samkv_ledger_load(s, err);
+    if (st == SAMKV_OK) {
+        samkv_usage_load(s);
+        s->usage_saved_ms = samkv_now_ms();
         st = samkv_queue_start(s, err);
+    }
     return st;
 }
 
@@ -262,7 +269,13 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     s->read_only = o->read_only;
     s->codec = o->codec;
     s->zstd_level = o->zstd_level;
+    s->evict = o->evict;
+    s->quota_refuses = o->quota_refuses;
+    s->now_s = o->now_s;
+    s->now_arg = o->now_arg;
     samkv_scratch_pool_init(&s->scratch);
+    samkv_ledger_init(&s->ledger);
+    pthread_mutex_init(&s->reading.lock, NULL);
     samkv_queue_init(&s->queue);
     enum samkv_status st = SAMKV_OK;
     if (o->host_cache_bytes)
@@ -281,13 +294,19 @@ void samkv_store_close(struct samkv_store *s)
 {
     if (!s)
         return;
+    bool wrote = s->queue.started;
+    struct samkv_error err = {0};
     samkv_queue_deinit(s);
+    if (wrote && samkv_usage_save(s, &err) != SAMKV_OK)
+        samkv_log(SAMKV_LOG_WARNING, "store: %s", err.text);
     if (s->env)
         mdb_env_close(s->env);
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* the lock goes with it */
     samkv_scratch_pool_deinit(&s->scratch);
     samkv_host_cache_free(s->host_cache);
+    samkv_ledger_deinit(&s->ledger);
+    pthread_mutex_destroy(&s->reading.lock);
     free(s->path);
     free(s);
 }

@@ -4,6 +4,26 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "daemon/base/clock.h"
+
+static void enlist(struct samkv_reading *r, struct samkv_snapshot *snapshot)
+{
+    pthread_mutex_lock(&r->lock);
+    snapshot->began_ms = samkv_now_ms();
+    snapshot->before = r->last;
+    *(r->last ? &r->last->after : &r->first) = snapshot;
+    r->last = snapshot;
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void strike_off(struct samkv_reading *r, struct samkv_snapshot *snapshot)
+{
+    pthread_mutex_lock(&r->lock);
+    *(snapshot->before ? &snapshot->before->after : &r->first) = snapshot->after;
+    *(snapshot->after ? &snapshot->after->before : &r->last) = snapshot->before;
+    pthread_mutex_unlock(&r->lock);
+}
+
 enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snapshot **out, struct samkv_error *err)
 {
     *out = NULL;
@@ -19,6 +39,7 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snaps
     }
     snapshot->store = s;
     pthread_mutex_init(&snapshot->lock, NULL);
+    enlist(&s->reading, snapshot);
     atomic_fetch_add(&s->snapshots, 1);
     *out = snapshot;
     return SAMKV_OK;
@@ -29,6 +50,7 @@ void samkv_snapshot_end(struct samkv_snapshot *snapshot)
     if (!snapshot)
         return;
     mdb_txn_abort(snapshot->txn);
+    strike_off(&snapshot->store->reading, snapshot);
     atomic_fetch_sub(&snapshot->store->snapshots, 1);
     pthread_mutex_destroy(&snapshot->lock);
     free(snapshot);
@@ -87,8 +109,17 @@ enum samkv_status samkv_snapshot_name(struct samkv_snapshot *snapshot, const cha
     enum samkv_status st = samkv_snapshot_get(snapshot, SAMKV_DB_NAME, key, &value, err);
     if (st != SAMKV_OK)
         return st;
+    uint64_t ttl_s = 0;
     st = samkv_name_open(value, key, true, out);
-    return st == SAMKV_OK ? st : samkv_fail(err, st, "the name %s is damaged: ingest it again", id);
+    if (st != SAMKV_OK)
+        return samkv_fail(err, st, "the name %s is damaged: ingest it again", id);
+    st = samkv_snapshot_ttl(snapshot, collection, &ttl_s, err);
+    bool seen = samkv_snapshot_sees(snapshot, ttl_s, out);
+    if (st == SAMKV_OK && seen)
+        return st;
+    samkv_name_deinit(out);
+    out->expired = !seen;
+    return st == SAMKV_OK ? SAMKV_NOT_FOUND : st;
 }
 
 enum samkv_status samkv_snapshot_manifest(struct samkv_snapshot *snapshot, const struct samkv_key *key,

@@ -3,10 +3,11 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "daemon/store/change.h"
 #include "daemon/store/environment.h"
+#include "daemon/store/evict.h"
+#include "daemon/store/expire.h"
 #include "daemon/store/writer.h"
 
 /*
@@ -110,6 +111,8 @@ static enum samkv_status apply_commit(struct samkv_change *c, struct samkv_job *
         st = samkv_change_set_name(c, commit->collection, commit->id, commit->title, &w->manifest.key, err);
     if (st == SAMKV_OK && commit->as)
         st = samkv_change_dress_name(c, commit->collection, commit->as, err);
+    if (st == SAMKV_OK && commit->collection)
+        st = samkv_evict_for_quota(c, commit->collection, &w->manifest.key, err);
     if (st != SAMKV_OK)
         c->broken = true; /* something was written */
     return st;
@@ -235,6 +238,11 @@ enum samkv_status samkv_writer_begin(struct samkv_store *s, const struct samkv_m
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     bool whole;
     st = claim_document(s, &m->key, &w->claim, &whole, err);
+    if (st == SAMKV_OK && !whole) {
+        st = samkv_evict_admit(s, &w->manifest, err);
+        if (st != SAMKV_OK)
+            samkv_claim_end(s, w->claim);
+    }
     if (st != SAMKV_OK || whole) {
         writer_free(w);
         return st;
@@ -323,6 +331,11 @@ enum samkv_status samkv_writer_sealed(struct samkv_writer *w, enum samkv_record_
     return st;
 }
 
+enum samkv_status samkv_writer_admit(struct samkv_writer *w, const char *collection, struct samkv_error *err)
+{
+    return samkv_evict_admit_to(w->store, collection, &w->manifest, err);
+}
+
 static enum samkv_status check_commit(const struct samkv_writer *w, const char *collection, const char *id,
                                       const char *title, struct samkv_error *err)
 {
@@ -346,7 +359,7 @@ static enum samkv_status commit_with(struct samkv_writer *w, const char *collect
     m->bytes_stored = w->bytes_stored;
     m->bytes_index = w->bytes_index;
     if (!m->created_unix_s)
-        m->created_unix_s = (int64_t)time(NULL);
+        m->created_unix_s = samkv_store_now_s(w->store);
     struct commit_job commit = {
         .job = {.apply = apply_commit}, .writer = w, .collection = collection, .id = id, .title = title, .as = as};
     struct samkv_store *s = w->store;
