@@ -203,7 +203,7 @@ static bool evict_some(struct samkv_store *s, uint64_t want)
 
 static uint64_t room_wanted(const struct samkv_store *s, size_t bytes)
 {
-    return bytes + bytes / 8 + 64 * s->page_bytes;
+    return bytes + bytes / 16 + 4 * s->page_bytes; /* the reserve pays for branches */
 }
 
 /* Bytes by which `used` is too much for that many more. */
