@@ -198,6 +198,68 @@ enum samkv_status samkv_client_remove(struct samkv_client *client, const char *c
     return status ? status : wait_for(client, request, reply, err);
 }
 
+struct remove_sink {
+    bool (*on_progress)(void *arg, const struct samkv_remove_answer *);
+    void *arg;
+};
+
+static bool on_remove_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct remove_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.remove);
+}
+
+enum samkv_status samkv_client_remove_collection(struct samkv_client *client, const char *collection,
+                                                 bool (*on_progress)(void *arg, const struct samkv_remove_answer *),
+                                                 void *arg, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct remove_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_remove_collection(client, collection, &request, err);
+    return status ? status : wait_for_stream(client, request, on_remove_piece, &sink, reply, err);
+}
+
+enum samkv_status samkv_client_pin(struct samkv_client *client, const char *collection, const char *const *ids,
+                                   size_t count, bool pin, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_pin(client, collection, ids, count, pin, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_configure(struct samkv_client *client, const char *collection, int64_t quota_bytes,
+                                         int64_t ttl_s, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_configure(client, collection, quota_bytes, ttl_s, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+struct gc_sink {
+    bool (*on_progress)(void *arg, const struct samkv_gc_answer *);
+    void *arg;
+};
+
+static bool on_gc_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct gc_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.gc);
+}
+
+enum samkv_status samkv_client_gc(struct samkv_client *client,
+                                  bool (*on_progress)(void *arg, const struct samkv_gc_answer *), void *arg,
+                                  struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct gc_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_gc(client, &request, err);
+    return status ? status : wait_for_stream(client, request, on_gc_piece, &sink, reply, err);
+}
+
 enum samkv_status samkv_client_status(struct samkv_client *client, struct samkv_reply *reply, struct samkv_error *err)
 {
     uint64_t request;

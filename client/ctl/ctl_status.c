@@ -137,6 +137,12 @@ static int print_json(const struct ctl *ctl, const struct samkv_status_answer *s
         {"bytes_stored", s->bytes_stored},
         {"connections", s->connections},
         {"resident_bytes", s->resident_bytes},
+        {"bytes_disk_free", s->bytes_disk_free},
+        {"bytes_reclaimable", s->bytes_reclaimable},
+        {"oldest_reader_s", s->oldest_reader_s},
+        {"evictions", s->evictions},
+        {"evicted_bytes", s->evicted_bytes},
+        {"expirations", s->expirations},
     };
     json_t *o = json_object(), *counters = json_object();
     json_object_set_new(o, "server", ctl_json_text(samkv_client_server(ctl->client)));
@@ -146,6 +152,10 @@ static int print_json(const struct ctl *ctl, const struct samkv_status_answer *s
         json_object_set_new(o, numbers[i].name, json_integer((json_int_t)numbers[i].value));
     json_object_set_new(o, "models", json_models(s));
     json_object_set_new(o, "tiers", json_tiers(s));
+    json_t *list = json_array();
+    for (size_t i = 0; i < s->collection_count; i++)
+        json_array_append_new(list, ctl_json_collection(&s->collection_list[i]));
+    json_object_set_new(o, "collection_list", list);
     for (size_t i = 0; i < s->counter_count; i++)
         json_object_set_new(counters, s->counters[i].name, ctl_json_real(s->counters[i].value));
     json_object_set_new(o, "counters", counters);
@@ -167,6 +177,40 @@ static void print_store(const struct samkv_status_answer *s)
     printf("%-10s%s in %llu collections: KV of %s in %s (%s)\n", "documents", ctl_count(&documents, s->documents),
            (unsigned long long)s->collections, ctl_bytes(&raw, s->bytes_raw), ctl_bytes(&stored, s->bytes_stored),
            ctl_percent(&share, (double)s->bytes_stored, (double)s->bytes_raw));
+}
+
+static void print_limits(const struct samkv_status_answer *s)
+{
+    struct ctl_buffer file, reclaimable, disk, evicted, age;
+    printf("%-10s%s, %s of it to be used again, %s left on the disk\n", "file", ctl_bytes(&file, s->bytes_file),
+           ctl_bytes(&reclaimable, s->bytes_reclaimable), ctl_bytes(&disk, s->bytes_disk_free));
+    if (s->oldest_reader_s)
+        printf("%-10soldest %s: what is freed meanwhile waits for it\n", "readers",
+               ctl_duration(&age, (double)s->oldest_reader_s));
+    if (s->evictions || s->expirations)
+        printf("%-10s%llu documents evicted (%s), %llu ids expired since the start\n", "gone",
+               (unsigned long long)s->evictions, ctl_bytes(&evicted, s->evicted_bytes),
+               (unsigned long long)s->expirations);
+}
+
+static void print_collections(const struct samkv_status_answer *s)
+{
+    for (size_t i = 0; i < s->collection_count; i++) {
+        const struct samkv_collection_info *c = &s->collection_list[i];
+        struct ctl_buffer documents, stored, quota, ttl;
+        printf("%-10s", i ? "" : "holds");
+        ctl_put(stdout, c->name, strlen(c->name), 24, false);
+        printf(": %s ids, %s", ctl_count(&documents, c->documents), ctl_bytes(&stored, c->bytes_stored));
+        if (c->quota_bytes)
+            printf(" of %s", ctl_bytes(&quota, c->quota_bytes));
+        if (c->bytes_stored)
+            printf(" (%.2fx smaller)", (double)c->bytes_raw / (double)c->bytes_stored);
+        if (c->ttl_s)
+            printf(", TTL %s", ctl_duration(&ttl, (double)c->ttl_s));
+        putchar('\n');
+    }
+    if (s->collections > s->collection_count)
+        printf("%-10sand more: samkvctl ls --collections\n", "");
 }
 
 static void print_models(const struct samkv_status_answer *s)
@@ -193,6 +237,8 @@ static void print_status(const struct ctl *ctl, const struct samkv_status_answer
     printf(", up %s, %llu connections, memory %s\n", ctl_duration(&uptime, (double)s->uptime_s),
            (unsigned long long)s->connections, ctl_bytes(&resident, s->resident_bytes));
     print_store(s);
+    print_limits(s);
+    print_collections(s);
     print_models(s);
     print_tiers(s);
     const char *title = "counters";

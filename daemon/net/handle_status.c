@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "daemon/net/handlers.h"
@@ -49,6 +50,50 @@ static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply
     m->bytes_limit = stats->bytes_limit;
     m->bytes_raw = stats->bytes_raw;
     m->bytes_stored = stats->bytes_stored;
+    m->bytes_disk_free = stats->bytes_disk_free;
+    m->bytes_reclaimable = stats->bytes_reclaimable;
+    m->oldest_reader_s = stats->oldest_reader_s;
+    m->evictions = stats->evictions;
+    m->evicted_bytes = stats->evicted_bytes;
+    m->expirations = stats->expirations;
+}
+
+#define COLLECTIONS_MAX 100
+
+/* The first collections by name. */
+struct collection_list {
+    struct samkv_store *store;
+    struct samkv_collection_row rows[COLLECTIONS_MAX];
+    Samkv__Collection *pointers[COLLECTIONS_MAX];
+    size_t count;
+};
+
+static bool take_collection(void *arg, const struct samkv_collection *c)
+{
+    struct collection_list *list = arg;
+    struct samkv_collection_stats stats;
+    if (list->count == COLLECTIONS_MAX)
+        return false;
+    struct samkv_collection_row *row = &list->rows[list->count];
+    samkv_collection_row_fill(list->store, c, row);
+    samkv_store_collection_stats(list->store, c->name, &stats);
+    row->message.documents = stats.names;
+    list->pointers[list->count++] = &row->message;
+    return true;
+}
+
+/* On the heap, NULL without memory. A damaged record ends it early, which verify tells of. */
+static struct collection_list *list_collections(struct samkv_store *store)
+{
+    struct samkv_snapshot *snapshot;
+    struct collection_list *list = calloc(1, sizeof *list);
+    if (!list || samkv_snapshot_begin(store, &snapshot, NULL) != SAMKV_OK)
+        return list;
+    list->store = store;
+    enum samkv_status st = samkv_snapshot_each_collection(snapshot, take_collection, list, NULL);
+    (void)st;
+    samkv_snapshot_end(snapshot);
+    return list;
 }
 
 #define GAUGES        4
@@ -148,10 +193,17 @@ enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMe
     for (size_t i = 0; i < m.n_counters; i++)
         counter_pointers[i] = &counters[i];
     m.counters = counter_pointers;
+    struct collection_list *list = list_collections(service->store);
+    if (list) {
+        m.collection_list = list->pointers;
+        m.n_collection_list = list->count;
+    }
     m.version = SAMKV_VERSION;
     m.store = (char *)service->store_path;
     m.uptime_s = (uint64_t)((samkv_now_ms() - service->started_ms) / 1e3);
     m.connections = atomic_load(&service->connections);
     m.resident_bytes = resident_bytes();
-    return samkv_request_reply(r, &m.base, NULL, reply, err);
+    st = samkv_request_reply(r, &m.base, NULL, reply, err);
+    free(list);
+    return st;
 }

@@ -14,6 +14,8 @@ static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
 static const char *const codecs[] = {"raw", "zstd", NULL};                       /* by enum samkv_codec */
 static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
 
+static const char *const when_full[] = {"auto", "evict", "refuse", NULL}; /* by enum samkv_when_full */
+
 #define AT(field) .offset = offsetof(struct samkv_settings, field)
 
 /* clang-format off */
@@ -40,6 +42,9 @@ static const struct samkv_option table[] = {
     {.name = "host-cache-bytes", .env = "SAMKV_HOST_CACHE_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
      AT(host_cache_bytes), .min = 0, .max = INT64_MAX,
      .help = "memory for decoded blocks of hot documents; 0: none (default: an eighth of the memory, at most 4G)"},
+    {.name = "when-full", .env = "SAMKV_WHEN_FULL", .argument = "WHAT", .kind = SAMKV_OPTION_CHOICE, AT(when_full),
+     .choices = when_full, .help = "evict or refuse; auto: evict at a limit that was set, refuse on a full disk without one",
+     .default_text = "auto"},
     {.name = "device-cache-bytes", .env = "SAMKV_DEVICE_CACHE_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
      AT(device_cache_bytes), .min = 0, .max = INT64_MAX,
      .help = "GPU memory for hot documents; 0: a quarter of what the models leave free", .default_text = "0"},

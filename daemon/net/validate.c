@@ -178,6 +178,29 @@ enum samkv_status samkv_check_remove(const ProtobufCMessage *message, struct sam
 {
     const Samkv__RemoveRequest *m = (const Samkv__RemoveRequest *)message;
     TRY(samkv_check_collection(m->collection, err));
+    if (m->all && m->n_ids)
+        return samkv_fail(err, SAMKV_INVALID, "ids and a whole collection are both to be removed; give one of them");
+    if (m->all && !*m->collection)
+        return samkv_fail(err, SAMKV_INVALID, "which collection is to be removed? give its name");
+    if (m->all)
+        return SAMKV_OK;
+    return samkv_check_ids(m->ids, m->n_ids, err);
+}
+
+enum samkv_status samkv_check_configure(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ConfigureRequest *m = (const Samkv__ConfigureRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
+    if (m->quota_given_case != SAMKV__CONFIGURE_REQUEST__QUOTA_GIVEN_QUOTA_BYTES &&
+        m->ttl_given_case != SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S)
+        return samkv_fail(err, SAMKV_INVALID, "nothing is to be changed; give a quota or a TTL");
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_check_pin(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__PinRequest *m = (const Samkv__PinRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
     return samkv_check_ids(m->ids, m->n_ids, err);
 }
 
