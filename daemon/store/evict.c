@@ -1,5 +1,6 @@
 #include "daemon/store/evict.h"
 
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -18,80 +19,121 @@
 
 /* ------------------------------------------------------------------ choosing */
 
-struct victim {
-    struct samkv_key key;
-    double value;
-    int64_t recent_unix_s; /* of two that are worth as much, the older one goes */
-    uint64_t bytes;
-};
-
-/* The least valuable documents, ascending. */
+/* What is to go; of the whole store, or (collection) of one collection's holdings. */
 struct choice {
-    const struct samkv_ledger *ledger;
-    const struct samkv_key *keep;
-    struct victim victims[STEP_DOCUMENTS];
+    const char *collection;       /* NULL: of the store */
+    const struct samkv_key *keep; /* NULL: none */
+    struct victim {
+        struct samkv_key key;
+        uint64_t bytes;
+    } victims[STEP_DOCUMENTS];
     size_t count;
-    uint64_t evictable, fixed; /* bytes of all that could go, and of those that cannot */
+    uint64_t loose; /* bytes of all that could go */
 };
 
-static bool goes_before(const struct victim *a, const struct victim *b)
+static bool goes_before(const struct samkv_ledger_pick *a, const struct samkv_ledger_pick *b)
 {
     return a->value != b->value ? a->value < b->value : a->recent_unix_s < b->recent_unix_s;
 }
 
-static void consider(struct choice *choice, const struct samkv_ledger_document *d, uint64_t bytes)
-{
-    const struct samkv_ledger_facts *f = &d->facts;
-    struct victim v = {.key = d->key,
-                       .value = samkv_ledger_value(choice->ledger, f),
-                       .recent_unix_s = f->usage.used_unix_s > f->put_unix_s ? f->usage.used_unix_s : f->put_unix_s,
-                       .bytes = bytes};
-    choice->evictable += bytes;
-    size_t at = choice->count;
-    if (at == STEP_DOCUMENTS && !goes_before(&v, &choice->victims[--at]))
-        return;
-    for (; at > 0 && goes_before(&v, &choice->victims[at - 1]); at--)
-        choice->victims[at] = choice->victims[at - 1];
-    choice->victims[at] = v;
-    choice->count += choice->count < STEP_DOCUMENTS;
-}
+struct search {
+    const struct samkv_ledger *ledger;
+    struct samkv_ledger_pool *pool;
+};
 
-static bool is_kept(const struct choice *choice, const struct samkv_ledger_document *d)
+/* Keeps the pool's places for the least valuable. */
+static void consider(struct search *search, const struct samkv_ledger_document *d)
 {
-    return choice->keep && memcmp(&d->key, choice->keep, sizeof d->key) == 0;
+    struct samkv_ledger_pool *pool = search->pool;
+    const struct samkv_ledger_facts *f = &d->facts;
+    struct samkv_ledger_pick pick = {.key = d->key,
+                                     .value = samkv_ledger_value(search->ledger, f),
+                                     .recent_unix_s =
+                                         f->usage.used_unix_s > f->put_unix_s ? f->usage.used_unix_s : f->put_unix_s,
+                                     .tick = f->usage.tick};
+    size_t at = pool->count;
+    if (at == SAMKV_LEDGER_POOL && !goes_before(&pick, &pool->picks[--at]))
+        return;
+    for (; at > 0 && goes_before(&pick, &pool->picks[at - 1]); at--)
+        pool->picks[at] = pool->picks[at - 1];
+    pool->picks[at] = pick;
+    pool->count += pool->count < SAMKV_LEDGER_POOL;
 }
 
 static void consider_whole(void *arg, struct samkv_ledger_document *d)
 {
-    struct choice *choice = arg;
-    if (!d->facts.present)
-        return;
-    if (d->holdings && !d->preambles && !d->pinned && !is_kept(choice, d))
-        consider(choice, d, d->facts.footprint);
-    else
-        choice->fixed += d->facts.footprint;
+    if (d->loose)
+        consider(arg, d);
 }
 
-/* Of the whole store (collection NULL) or of one collection's holdings; as many as `want` bytes take. */
-static void choose(struct samkv_ledger *l, const char *collection, const struct samkv_key *keep, uint64_t want,
-                   struct choice *choice)
+/* Looks at everything: what a pool is there to save. False: no memory. */
+static bool fill_pool(struct samkv_ledger *l, const struct samkv_ledger_collection *c, struct samkv_ledger_pool **pool)
 {
-    *choice = (struct choice){.ledger = l, .keep = keep};
+    if (!*pool && !(*pool = malloc(sizeof **pool)))
+        return false;
+    struct search search = {.ledger = l, .pool = *pool};
+    (*pool)->count = (*pool)->next = 0;
+    if (!c)
+        samkv_ledger_each(l, consider_whole, &search);
+    for (const struct samkv_ledger_holding *h = c ? c->holdings : NULL; h; h = h->beside)
+        if (h->loose)
+            consider(&search, h->document);
+    return true;
+}
+
+/* What would be gained; 0: it must stay, or was used since it was picked. */
+static uint64_t gain(const struct samkv_ledger *l, const struct choice *choice, const struct samkv_ledger_pick *pick)
+{
+    const struct samkv_ledger_document *d = samkv_ledger_find_document(l, &pick->key);
+    if (!d || d->facts.usage.tick != pick->tick || (choice->keep && memcmp(&d->key, choice->keep, sizeof d->key) == 0))
+        return 0;
+    const struct samkv_ledger_holding *h = d->holdings;
+    while (h && choice->collection && strcmp(h->collection->name, choice->collection) != 0)
+        h = h->next;
+    return choice->collection ? (h ? h->loose : 0) : d->loose;
+}
+
+/* Takes from the pool until `want` bytes are chosen. False: it is empty before. */
+static bool take(const struct samkv_ledger *l, struct samkv_ledger_pool *pool, struct choice *choice, uint64_t want,
+                 uint64_t *bytes)
+{
+    while (pool && *bytes < want && choice->count < STEP_DOCUMENTS && pool->next < pool->count) {
+        const struct samkv_ledger_pick *pick = &pool->picks[pool->next++];
+        uint64_t gains = gain(l, choice, pick);
+        if (gains)
+            choice->victims[choice->count++] = (struct victim){pick->key, gains};
+        *bytes += gains;
+    }
+    return *bytes >= want || choice->count == STEP_DOCUMENTS;
+}
+
+static uint64_t loose_of(const struct samkv_ledger *l, const struct samkv_ledger_collection *c,
+                         const struct samkv_key *keep)
+{
+    const struct samkv_ledger_document *kept = keep ? samkv_ledger_find_document(l, keep) : NULL;
+    const struct samkv_ledger_holding *h = kept ? kept->holdings : NULL;
+    if (!c)
+        return l->loose - (kept ? kept->loose : 0);
+    while (h && h->collection != c)
+        h = h->next;
+    return c->loose - (h ? h->loose : 0);
+}
+
+/* The least valuable documents of `want` bytes, or as many as one step takes. */
+static void choose(struct samkv_ledger *l, uint64_t want, struct choice *choice)
+{
+    uint64_t bytes = 0;
     pthread_mutex_lock(&l->lock);
-    const struct samkv_ledger_collection *c = collection ? samkv_ledger_find_collection(l, collection) : NULL;
-    if (!collection)
-        samkv_ledger_each(l, consider_whole, choice);
-    for (const struct samkv_ledger_holding *h = c ? c->holdings : NULL; h; h = h->beside) {
-        if (h->document->facts.present && !h->pinned && !is_kept(choice, h->document))
-            consider(choice, h->document, h->document->facts.stored);
-        else
-            choice->fixed += h->document->facts.stored;
+    struct samkv_ledger_collection *c = choice->collection ? samkv_ledger_find_collection(l, choice->collection) : NULL;
+    choice->count = 0;
+    choice->loose = choice->collection && !c ? 0 : loose_of(l, c, choice->keep);
+    struct samkv_ledger_pool **pool = c ? &c->pool : &l->pool;
+    if (choice->loose && want && !take(l, *pool, choice, want, &bytes) && fill_pool(l, c, pool)) {
+        choice->count = 0; /* what was taken is in the new one again */
+        bytes = 0;
+        take(l, *pool, choice, want, &bytes);
     }
     pthread_mutex_unlock(&l->lock);
-    size_t enough = 0;
-    for (uint64_t bytes = 0; enough < choice->count && bytes < want; enough++)
-        bytes += choice->victims[enough].bytes;
-    choice->count = enough;
 }
 
 /* ------------------------------------------------------------------ removing */
@@ -130,13 +172,13 @@ static void tell(struct samkv_change *c, const struct name_copy *last)
 }
 
 /* Takes the names of what was chosen, and with the last of them the document. *left: names that may still go. */
-static enum samkv_status evict_chosen(struct samkv_change *c, const char *collection, const struct choice *choice,
-                                      size_t *left, struct samkv_error *err)
+static enum samkv_status evict_chosen(struct samkv_change *c, const struct choice *choice, size_t *left,
+                                      struct samkv_error *err)
 {
     struct name_copy name = {0};
     for (size_t i = 0; i < choice->count && *left; i++) {
         const struct victim *v = &choice->victims[i];
-        while (*left && find_name(&c->store->ledger, &v->key, collection, &name)) {
+        while (*left && find_name(&c->store->ledger, &v->key, choice->collection, &name)) {
             enum samkv_status st = samkv_change_remove_name(c, name.collection, name.id, err);
             if (st != SAMKV_OK) {
                 c->broken = true;
@@ -164,7 +206,7 @@ struct evict_job {
 static enum samkv_status apply_evict(struct samkv_change *c, struct samkv_job *job, struct samkv_error *err)
 {
     size_t left = STEP_NAMES;
-    return evict_chosen(c, NULL, ((struct evict_job *)job)->choice, &left, err);
+    return evict_chosen(c, ((struct evict_job *)job)->choice, &left, err);
 }
 
 static enum samkv_status apply_turn(struct samkv_change *c, struct samkv_job *job, struct samkv_error *err)
@@ -189,10 +231,10 @@ static void finish_removals(struct samkv_store *s)
 static bool evict_some(struct samkv_store *s, uint64_t want)
 {
     struct samkv_error err = {0};
-    struct choice choice;
-    choose(&s->ledger, NULL, NULL, want, &choice);
+    struct choice choice = {0};
+    choose(&s->ledger, want, &choice);
     struct evict_job job = {.job = {.apply = apply_evict}, .choice = &choice};
-    if (choice.count == 0 || choice.evictable < want)
+    if (choice.count == 0 || choice.loose < want)
         return false; /* all of it would not be enough: then nothing goes */
     enum samkv_status st = samkv_queue_run_step(s, &job.job, &err);
     if (st != SAMKV_OK)
@@ -280,16 +322,17 @@ enum samkv_status samkv_evict_admit(struct samkv_store *s, const struct samkv_ma
     uint64_t needs = samkv_ledger_footprint(&likely, s->page_bytes);
     if (!lacking(s, atomic_load(&s->used_bytes), needs))
         return SAMKV_OK;
-    struct choice choice;
-    choose(&s->ledger, NULL, NULL, 0, &choice);
+    pthread_mutex_lock(&s->ledger.lock);
+    uint64_t fixed = s->ledger.footprint - s->ledger.loose;
+    pthread_mutex_unlock(&s->ledger.lock);
     uint64_t most = s->limit_bytes - s->reserve_bytes;
-    if (choice.fixed + needs <= most)
+    if (fixed + needs <= most)
         return SAMKV_OK;
     return samkv_fail(
         err, SAMKV_TOO_LARGE,
         "the document needs some %.1f MiB of the store, whose limit leaves %.1f MiB beside pinned documents "
         "and preambles: raise --store-max-bytes, unpin some, or split it",
-        MIB(needs), MIB(choice.fixed < most ? most - choice.fixed : 0));
+        MIB(needs), MIB(fixed < most ? most - fixed : 0));
 }
 
 enum samkv_status samkv_evict_admit_to(struct samkv_store *s, const char *collection, const struct samkv_manifest *m,
@@ -298,15 +341,10 @@ enum samkv_status samkv_evict_admit_to(struct samkv_store *s, const char *collec
     struct samkv_ledger *l = &s->ledger;
     pthread_mutex_lock(&l->lock);
     const struct samkv_ledger_collection *c = samkv_ledger_find_collection(l, collection);
-    uint64_t quota = c ? c->terms.quota_bytes : 0, stored = c ? c->stored : 0;
+    uint64_t quota = c ? c->terms.quota_bytes : 0, fixed = c ? c->stored - (s->quota_refuses ? 0 : c->loose) : 0;
     pthread_mutex_unlock(&l->lock);
     uint64_t needs = foresee(s, m).bytes_stored;
-    if (!quota || stored + needs <= quota)
-        return SAMKV_OK;
-    struct choice choice;
-    choose(l, collection, NULL, 0, &choice);
-    uint64_t fixed = s->quota_refuses ? stored : choice.fixed;
-    if (fixed + needs <= quota)
+    if (!quota || fixed + needs <= quota)
         return SAMKV_OK;
     return samkv_fail(err, s->quota_refuses ? SAMKV_FULL : SAMKV_TOO_LARGE,
                       "the document takes some %.1f MiB, and the quota of collection %s leaves %.1f MiB: raise it with "
@@ -332,14 +370,14 @@ enum samkv_status samkv_evict_quota_step(struct samkv_change *c, const char *col
                                          bool *more, struct samkv_error *err)
 {
     struct samkv_ledger *l = &c->store->ledger;
-    struct choice choice = {0};
+    struct choice choice = {.collection = collection, .keep = keep};
     size_t left = STEP_NAMES;
     uint64_t quota, over = excess(l, collection, &quota);
     *more = false;
     if (!over)
         return SAMKV_OK;
-    choose(l, collection, keep, over, &choice);
-    enum samkv_status st = evict_chosen(c, collection, &choice, &left, err);
+    choose(l, over, &choice);
+    enum samkv_status st = evict_chosen(c, &choice, &left, err);
     *more = st == SAMKV_OK && choice.count && excess(l, collection, &quota);
     return st;
 }
@@ -348,7 +386,7 @@ enum samkv_status samkv_evict_for_quota(struct samkv_change *c, const char *coll
                                         struct samkv_error *err)
 {
     struct samkv_ledger *l = &c->store->ledger;
-    struct choice choice;
+    struct choice choice = {.collection = collection, .keep = keep};
     uint64_t quota, over = excess(l, collection, &quota);
     if (!over)
         return SAMKV_OK;
@@ -360,8 +398,8 @@ enum samkv_status samkv_evict_for_quota(struct samkv_change *c, const char *coll
             "set",
             collection, MIB(quota));
     }
-    choose(l, collection, keep, 0, &choice);
-    if (choice.evictable < over) {
+    choose(l, 0, &choice);
+    if (choice.loose < over) {
         c->broken = true;
         return samkv_fail(
             err, SAMKV_TOO_LARGE,

@@ -160,6 +160,7 @@ static void drop_collection_if_empty(struct samkv_ledger *l, struct samkv_ledger
     while (*at != c)
         at = &(*at)->next;
     *at = c->next;
+    free(c->pool);
     free(c);
 }
 
@@ -195,6 +196,21 @@ static void count_totals(struct samkv_ledger *l, const struct samkv_ledger_facts
     l->stored[f->codec] += sign * f->stored;
     l->raw[f->codec] += sign * f->raw;
     l->present += sign;
+    l->footprint += sign * f->footprint;
+}
+
+/* After any change of a document: what eviction may take of it, in all and in each collection. */
+static void recount(struct samkv_ledger *l, struct samkv_ledger_document *d)
+{
+    bool free_to_go = d->facts.present && d->holdings && !d->preambles && !d->pinned;
+    uint64_t loose = free_to_go ? d->facts.footprint : 0;
+    l->loose += loose - d->loose;
+    d->loose = loose;
+    for (struct samkv_ledger_holding *h = d->holdings; h; h = h->next) {
+        loose = d->facts.present && !h->pinned ? d->facts.stored : 0;
+        h->collection->loose += loose - h->loose;
+        h->loose = loose;
+    }
 }
 
 static void count_holding(struct samkv_ledger_holding *h, bool add)
@@ -214,6 +230,7 @@ static void set_facts(struct samkv_ledger *l, struct samkv_ledger_document *d, c
     count_totals(l, &d->facts, true);
     for (struct samkv_ledger_holding *h = d->holdings; h; h = h->next)
         count_holding(h, true);
+    recount(l, d);
 }
 
 static struct samkv_ledger_holding *need_holding(struct samkv_ledger_collection *c, struct samkv_ledger_document *d)
@@ -238,6 +255,7 @@ static void drop_holding_if_empty(struct samkv_ledger_holding *h)
     if (h->names)
         return;
     count_holding(h, false);
+    h->collection->loose -= h->loose;
     struct samkv_ledger_holding **at = &h->document->holdings;
     while (*at != h)
         at = &(*at)->next;
@@ -272,6 +290,7 @@ static void unlink_name(struct samkv_ledger *l, struct samkv_ledger_name *n)
     c->names--;
     free(n);
     drop_holding_if_empty(h);
+    recount(l, d);
     drop_collection_if_empty(l, c);
     drop_document_if_empty(l, d);
 }
@@ -313,6 +332,7 @@ static enum samkv_status link_name(struct samkv_ledger *l, const char *collectio
         count_pins(n, 1);
     if (d->facts.put_unix_s < n->put_unix_s)
         d->facts.put_unix_s = n->put_unix_s;
+    recount(l, d);
     return SAMKV_OK;
 }
 
@@ -327,6 +347,7 @@ static enum samkv_status set_name(struct samkv_ledger *l, const char *collection
         if (old->pinned != name->pinned)
             count_pins(old, name->pinned ? 1 : -1);
         old->pinned = name->pinned;
+        recount(l, old->holding->document);
         old->put_unix_s = name->put_unix_s;
         return SAMKV_OK;
     }
@@ -353,13 +374,16 @@ static enum samkv_status set_terms(struct samkv_ledger *l, const char *name, con
         drop_parts(l, c, d, NULL);
         return SAMKV_NO_MEMORY;
     }
-    if (d)
+    if (d) {
         d->preambles++;
+        recount(l, d);
+    }
     struct samkv_ledger_document *old =
         c->terms.exists && !is_zero(&c->terms.preamble) ? samkv_ledger_find_document(l, &c->terms.preamble) : NULL;
     c->terms = *terms;
     if (old) {
         old->preambles--;
+        recount(l, old);
         drop_document_if_empty(l, old);
     }
     drop_collection_if_empty(l, c);
@@ -539,6 +563,7 @@ void samkv_ledger_clear(struct samkv_ledger *l)
     while (l->collections) {
         struct samkv_ledger_collection *c = l->collections;
         l->collections = c->next;
+        free(c->pool);
         free(c);
     }
     for (size_t i = 0; i < l->documents.count; i++)
@@ -551,7 +576,9 @@ void samkv_ledger_clear(struct samkv_ledger *l)
     l->documents = l->names = (struct samkv_ledger_table){0};
     memset(l->stored, 0, sizeof l->stored);
     memset(l->raw, 0, sizeof l->raw);
-    l->present = 0;
+    free(l->pool);
+    l->pool = NULL;
+    l->present = l->footprint = l->loose = 0;
 }
 
 void samkv_ledger_deinit(struct samkv_ledger *l)

@@ -43,6 +43,7 @@ struct samkv_ledger_document {
     struct samkv_ledger_holding *holdings;
     uint32_t preambles; /* collections whose preamble it is */
     uint32_t pinned;    /* of its names */
+    uint64_t loose;     /* footprint that its eviction would give back; 0 when it must stay */
 };
 
 struct samkv_ledger_holding {
@@ -53,6 +54,7 @@ struct samkv_ledger_holding {
     struct samkv_ledger_holding *beside; /* of the collection, as a ring: both ways, for quick removal */
     struct samkv_ledger_holding *before;
     uint32_t pinned;
+    uint64_t loose; /* stored bytes that the collection would get rid of; 0 when it must stay */
 };
 
 struct samkv_ledger_name {
@@ -71,11 +73,25 @@ struct samkv_ledger_terms {
     struct samkv_key preamble; /* zero: none */
 };
 
+/* The least valuable documents when they were last looked for, ascending; from `next` on they were not taken yet. */
+#define SAMKV_LEDGER_POOL 256
+struct samkv_ledger_pool {
+    struct samkv_ledger_pick {
+        struct samkv_key key;
+        double value;
+        int64_t recent_unix_s; /* of two that are worth as much, the older one goes */
+        uint64_t tick;         /* of its last use then */
+    } picks[SAMKV_LEDGER_POOL];
+    size_t count, next;
+};
+
 struct samkv_ledger_collection {
     struct samkv_ledger_collection *next;
     struct samkv_ledger_terms terms;
     struct samkv_ledger_holding *holdings;
     uint64_t stored, raw, documents, names;
+    uint64_t loose; /* of stored: what eviction may take */
+    struct samkv_ledger_pool *pool;
     char name[];
 };
 
@@ -89,6 +105,8 @@ struct samkv_ledger {
     struct samkv_ledger_table documents, names;
     struct samkv_ledger_collection *collections;
     uint64_t stored[SAMKV_CODEC_COUNT], raw[SAMKV_CODEC_COUNT], present;
+    uint64_t footprint, loose; /* of all, and of what eviction may take */
+    struct samkv_ledger_pool *pool;
     uint64_t tick;
     bool used_since_saved; /* uses that the side file does not know of */
     bool lost;             /* memory ran out while bookings were taken back: read it again */
