@@ -400,7 +400,8 @@ static struct samkv_journal_entry *note(struct samkv_journal *j, struct samkv_jo
     if (!e)
         return NULL;
     e->booking = booking;
-    if (collection)
+    e->existed = false;
+    if (collection && j)
         memcpy(e->collection, collection, strnlen(collection, SAMKV_ID_MAX_BYTES));
     if (j) {
         e->before = j->last;
@@ -419,10 +420,11 @@ static void forget(struct samkv_journal *j)
 static enum samkv_status book_name(struct samkv_ledger *l, struct samkv_journal *j, const char *collection,
                                    const char *id, const struct samkv_name *name)
 {
-    struct samkv_journal_entry scrap = {0}, *e = note(j, &scrap, BOOKED_NAME, collection);
+    struct samkv_journal_entry scrap, *e = note(j, &scrap, BOOKED_NAME, collection);
     if (!e)
         return SAMKV_NO_MEMORY;
-    memcpy(e->was.name.id, id, strnlen(id, SAMKV_ID_MAX_BYTES));
+    if (j)
+        memcpy(e->was.name.id, id, strnlen(id, SAMKV_ID_MAX_BYTES));
     pthread_mutex_lock(&l->lock);
     const struct samkv_ledger_name *old = samkv_ledger_find_name(l, collection, id);
     if (old) {
@@ -454,7 +456,7 @@ enum samkv_status samkv_ledger_remove_name(struct samkv_ledger *l, struct samkv_
 static enum samkv_status book_document(struct samkv_ledger *l, struct samkv_journal *j, const struct samkv_key *key,
                                        const struct samkv_ledger_facts *facts)
 {
-    struct samkv_journal_entry scrap = {0}, *e = note(j, &scrap, BOOKED_DOCUMENT, NULL);
+    struct samkv_journal_entry scrap, *e = note(j, &scrap, BOOKED_DOCUMENT, NULL);
     if (!e)
         return SAMKV_NO_MEMORY;
     e->was.document.key = *key;
@@ -507,7 +509,7 @@ enum samkv_status samkv_ledger_remove_document(struct samkv_ledger *l, struct sa
 enum samkv_status samkv_ledger_put_collection(struct samkv_ledger *l, struct samkv_journal *j, const char *name,
                                               const struct samkv_ledger_terms *terms)
 {
-    struct samkv_journal_entry scrap = {0}, *e = note(j, &scrap, BOOKED_COLLECTION, name);
+    struct samkv_journal_entry scrap, *e = note(j, &scrap, BOOKED_COLLECTION, name);
     if (!e)
         return SAMKV_NO_MEMORY;
     pthread_mutex_lock(&l->lock);
