@@ -146,11 +146,19 @@ static void on_announcement(struct samkv_pending *pending, struct samkv_incoming
 
 static bool may_stream(const struct samkv_pending *pending)
 {
-    if (pending->operation == SAMKV_OPERATION_FETCH)
+    switch (pending->operation) {
+    case SAMKV_OPERATION_FETCH:
         return pending->device_asked;
-    enum samkv_operation operation = pending->operation;
-    return operation == SAMKV_OPERATION_ASK || operation == SAMKV_OPERATION_VERIFY ||
-           operation == SAMKV_OPERATION_EXPORT || operation == SAMKV_OPERATION_IMPORT;
+    case SAMKV_OPERATION_ASK:
+    case SAMKV_OPERATION_VERIFY:
+    case SAMKV_OPERATION_REMOVE:
+    case SAMKV_OPERATION_GC:
+    case SAMKV_OPERATION_EXPORT:
+    case SAMKV_OPERATION_IMPORT:
+        return true;
+    default:
+        return false;
+    }
 }
 
 /* What a frame must be to be believed; NULL, or what is wrong with it. */
