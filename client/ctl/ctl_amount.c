@@ -1,7 +1,8 @@
-#include <stdlib.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "client/ctl/ctl.h"
+#include "client/ctl/ctl_text.h"
 
 /* Amounts with units: limits are seldom typed to the byte. */
 
@@ -32,6 +33,19 @@ static enum samkv_status parse(const char *text, const struct unit *units, const
         return samkv_fail(err, SAMKV_INVALID, "is too large");
     *out *= units->factor;
     return SAMKV_OK;
+}
+
+const char *ctl_span(struct ctl_buffer *out, uint64_t seconds)
+{
+    static const struct {
+        uint64_t seconds;
+        char name;
+    } units[] = {{86400, 'd'}, {3600, 'h'}, {60, 'm'}, {1, 's'}};
+    size_t i = 0;
+    while (seconds % units[i].seconds)
+        i++;
+    snprintf(out->text, sizeof out->text, "%llu%c", (unsigned long long)(seconds / units[i].seconds), units[i].name);
+    return out->text;
 }
 
 enum samkv_status ctl_parse_bytes(const char *text, int64_t *out, struct samkv_error *err)

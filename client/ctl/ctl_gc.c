@@ -40,6 +40,10 @@ static int print_json(const struct samkv_gc_answer *g)
 static void print_text(const struct samkv_gc_answer *g)
 {
     struct ctl_buffer freed;
+    if (!g->names_expired && !g->names_orphaned && !g->documents_unreferenced && !g->documents_unfinished) {
+        puts("there is nothing to remove");
+        return;
+    }
     printf("removed %llu expired ids, %llu ids of collections that are gone, %llu documents without ids,\n"
            "%llu unfinished documents: %s are free for new ones\n",
            (unsigned long long)g->names_expired, (unsigned long long)g->names_orphaned,

@@ -54,7 +54,7 @@ static void print_text(const struct samkv_configure_answer *a)
     struct ctl_buffer stored, quota, ttl, documents;
     ctl_put(stdout, c->name, strlen(c->name), -1, false);
     printf(": quota %s, TTL %s; %s documents, %s stored", c->quota_bytes ? ctl_bytes(&quota, c->quota_bytes) : "none",
-           c->ttl_s ? ctl_duration(&ttl, (double)c->ttl_s) : "none", ctl_count(&documents, c->documents),
+           c->ttl_s ? ctl_span(&ttl, c->ttl_s) : "none", ctl_count(&documents, c->documents),
            ctl_bytes(&stored, c->bytes_stored));
     if (a->evicted)
         printf(", %llu evicted", (unsigned long long)a->evicted);

@@ -38,7 +38,8 @@ static void print_document(const struct samkv_show_answer *a)
            ctl_bytes(&raw, d->bytes_raw), ctl_bytes(&index, d->bytes_index));
     field("added", ctl_time(&added, d->created_unix_s));
     if (d->uses)
-        printf("%-12s%llu times, last %s\n", "used", (unsigned long long)d->uses, ctl_time(&used, d->used_unix_s));
+        printf("%-12s%llu time%s, last %s\n", "used", (unsigned long long)d->uses, d->uses == 1 ? "" : "s",
+               ctl_time(&used, d->used_unix_s));
     else
         field("used", "never");
     if (d->pinned)

@@ -206,7 +206,7 @@ static void print_collections(const struct samkv_status_answer *s)
         if (c->bytes_stored)
             printf(" (%.2fx smaller)", (double)c->bytes_raw / (double)c->bytes_stored);
         if (c->ttl_s)
-            printf(", TTL %s", ctl_duration(&ttl, (double)c->ttl_s));
+            printf(", TTL %s", ctl_span(&ttl, c->ttl_s));
         putchar('\n');
     }
     if (s->collections > s->collection_count)

@@ -314,25 +314,36 @@ static struct samkv_manifest foresee(struct samkv_store *s, const struct samkv_m
     return likely;
 }
 
-enum samkv_status samkv_evict_admit(struct samkv_store *s, const struct samkv_manifest *m, struct samkv_error *err)
+void samkv_evict_give_back(struct samkv_store *s, uint64_t reserved)
 {
+    pthread_mutex_lock(&s->ledger.lock);
+    s->ledger.writing -= reserved;
+    pthread_mutex_unlock(&s->ledger.lock);
+}
+
+enum samkv_status samkv_evict_admit(struct samkv_store *s, const struct samkv_manifest *m, uint64_t *reserved,
+                                    struct samkv_error *err)
+{
+    *reserved = 0;
     if (!s->evict)
         return SAMKV_OK;
     struct samkv_manifest likely = foresee(s, m);
-    uint64_t needs = samkv_ledger_footprint(&likely, s->page_bytes);
-    if (!lacking(s, atomic_load(&s->used_bytes), needs))
-        return SAMKV_OK;
+    uint64_t needs = samkv_ledger_footprint(&likely, s->page_bytes), most = s->limit_bytes - s->reserve_bytes;
     pthread_mutex_lock(&s->ledger.lock);
-    uint64_t fixed = s->ledger.footprint - s->ledger.loose;
+    uint64_t fixed = s->ledger.footprint - s->ledger.loose, writing = s->ledger.writing;
+    bool fits = fixed + writing + needs <= most;
+    if (fits)
+        s->ledger.writing += *reserved = needs;
     pthread_mutex_unlock(&s->ledger.lock);
-    uint64_t most = s->limit_bytes - s->reserve_bytes;
-    if (fixed + needs <= most)
+    if (fits)
         return SAMKV_OK;
-    return samkv_fail(
-        err, SAMKV_TOO_LARGE,
-        "the document needs some %.1f MiB of the store, whose limit leaves %.1f MiB beside pinned documents "
-        "and preambles: raise --store-max-bytes, unpin some, or split it",
-        MIB(needs), MIB(fixed < most ? most - fixed : 0));
+    if (fixed + needs <= most)
+        return samkv_fail(err, SAMKV_BUSY,
+                          "documents that are being written take what the store has room for: try again");
+    return samkv_fail(err, SAMKV_TOO_LARGE,
+                      "the document needs some %.1f MiB of the store, whose limit leaves %.1f MiB beside pinned "
+                      "documents and preambles: raise --store-max-bytes, unpin some, or split it",
+                      MIB(needs), MIB(fixed < most ? most - fixed : 0));
 }
 
 enum samkv_status samkv_evict_admit_to(struct samkv_store *s, const char *collection, const struct samkv_manifest *m,

@@ -27,10 +27,13 @@ void samkv_evict_ahead(struct samkv_store *, size_t bytes);
 
 /*
  * A document of this manifest is about to be written. TOO_LARGE when it would not fit though everything unpinned went;
- * nothing was evicted then. Sizes are expected from what documents of its codec took so far. Any thread.
+ * BUSY when it would not beside those that are being written: they could not finish either. Nothing was evicted then.
+ * Sizes are expected from what documents of its codec took so far. *reserved is given back when the document is at
+ * rest. Any thread.
  */
-enum samkv_status samkv_evict_admit(struct samkv_store *, const struct samkv_manifest *,
+enum samkv_status samkv_evict_admit(struct samkv_store *, const struct samkv_manifest *, uint64_t *reserved,
                                     struct samkv_error *) SAMKV_MUST_USE;
+void samkv_evict_give_back(struct samkv_store *, uint64_t reserved);
 
 /* The same for a collection's quota. */
 enum samkv_status samkv_evict_admit_to(struct samkv_store *, const char *collection, const struct samkv_manifest *,

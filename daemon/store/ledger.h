@@ -107,6 +107,7 @@ struct samkv_ledger {
     uint64_t stored[SAMKV_CODEC_COUNT], raw[SAMKV_CODEC_COUNT], present;
     uint64_t footprint, loose; /* of all, and of what eviction may take */
     struct samkv_ledger_pool *pool;
+    uint64_t writing; /* footprint that documents under way are expected to take */
     uint64_t tick;
     bool used_since_saved; /* uses that the side file does not know of */
     bool lost;             /* memory ran out while bookings were taken back: read it again */

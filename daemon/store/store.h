@@ -187,11 +187,11 @@ enum samkv_status samkv_snapshot_each_collection(struct samkv_snapshot *,
  * When a whole document with this key is there already, begin returns OK with *out = NULL: nothing to do but naming it.
  * While another writer has the same key, or an earlier copy is being removed, begin waits for that: so a thread must
  * not begin a second writer of a key that it is writing itself. BUSY when an earlier copy cannot be removed (full
- * disk). TOO_LARGE with `evict`: it would not fit though everything that may go went. put_* encode on the calling
- * thread and queue; they block while too much is queued (bounded memory) and report what the writer thread met (FULL,
- * IO). A process killed before commit leaves nothing visible; the next open clears it. commit wants every block, and
- * the index of all layers or (a preamble) of none. bytes_* and, when 0, created_unix_s of the manifest are set by the
- * store.
+ * disk), and with `evict` while others are written that leave it no room. TOO_LARGE with `evict`: it would not fit
+ * though everything that may go went. put_* encode on the calling thread and queue; they block while too much is queued
+ * (bounded memory) and report what the writer thread met (FULL, IO). A process killed before commit leaves nothing
+ * visible; the next open clears it. commit wants every block, and the index of all layers or (a preamble) of none.
+ * bytes_* and, when 0, created_unix_s of the manifest are set by the store.
  */
 enum samkv_status samkv_writer_begin(struct samkv_store *, const struct samkv_manifest *, const int32_t *tokens,
                                      struct samkv_writer **out, struct samkv_error *) SAMKV_MUST_USE;

@@ -22,6 +22,7 @@ struct samkv_writer {
     uint8_t *have; /* a byte for each block, then one for each layer */
     uint32_t blocks_left, layers_left;
     uint64_t bytes_stored, bytes_index;
+    uint64_t reserved; /* room that was set aside for it */
     atomic_bool abandoned;
     atomic_int failed; /* status of the first record that could not be written; error is set before */
     struct samkv_error error;
@@ -126,6 +127,7 @@ static enum samkv_status apply_abort(struct samkv_change *c, struct samkv_job *j
 
 static void writer_free(struct samkv_writer *w)
 {
+    samkv_evict_give_back(w->store, w->reserved);
     free(w->have);
     free(w);
 }
@@ -239,7 +241,7 @@ enum samkv_status samkv_writer_begin(struct samkv_store *s, const struct samkv_m
     bool whole;
     st = claim_document(s, &m->key, &w->claim, &whole, err);
     if (st == SAMKV_OK && !whole) {
-        st = samkv_evict_admit(s, &w->manifest, err);
+        st = samkv_evict_admit(s, &w->manifest, &w->reserved, err);
         if (st != SAMKV_OK)
             samkv_claim_end(s, w->claim);
     }

@@ -133,6 +133,39 @@ START_TEST(what_cannot_fit_is_refused_before_anything_goes)
 }
 END_TEST
 
+/* Those under way would take each other's room, and none could finish. */
+START_TEST(writers_do_not_crowd_each_other_out)
+{
+    store = limits_open(&dir, (struct samkv_store_options){.max_bytes = 4 << 20, .evict = true});
+    struct fixture_document docs[8];
+    struct samkv_writer *w[8];
+    enum samkv_status st = SAMKV_OK;
+    int under_way = 0;
+    for (int i = 0; i < 8; i++)
+        docs[i] = limits_document(100 + (uint32_t)i, 5 * TOKENS);
+    while (under_way < 8 && (st = samkv_writer_begin(store, &docs[under_way].m, docs[under_way].tokens, &w[under_way],
+                                                     &err)) == SAMKV_OK)
+        under_way++;
+    ck_assert_int_eq(st, SAMKV_BUSY);
+    ck_assert_int_ge(under_way, 2);
+    for (uint32_t b = 0; b < docs[0].m.blocks; b++)
+        for (int i = 0; i < under_way; i++)
+            FIXTURE_OK(fixture_write_block(w[i], &docs[i], b, &err));
+    for (int i = 0; i < under_way; i++) {
+        for (uint32_t l = 0; l < limits_shape.layers; l++)
+            FIXTURE_OK(fixture_write_index(w[i], &docs[i], l, &err));
+        char id[16];
+        snprintf(id, sizeof id, "%d", 100 + i);
+        FIXTURE_OK(samkv_writer_commit(w[i], "c", id, NULL, &err));
+    }
+    for (int i = under_way; i < 8; i++)
+        FIXTURE_OK(fixture_ingest(store, &docs[i], "more", &err));
+    ck_assert_uint_le(limits_file_bytes(&dir), 4 << 20);
+    for (int i = 0; i < 8; i++)
+        fixture_document_free(&docs[i]);
+}
+END_TEST
+
 /* Its pages are not free until it ends; nobody waits for it for ever. */
 START_TEST(a_snapshot_outlives_what_it_reads)
 {
@@ -370,6 +403,7 @@ int main(void)
     tcase_add_test(tc, what_is_used_stays_longer);
     tcase_add_test(tc, pins_survive_and_can_fill_a_store);
     tcase_add_test(tc, what_cannot_fit_is_refused_before_anything_goes);
+    tcase_add_test(tc, writers_do_not_crowd_each_other_out);
     tcase_add_test(tc, a_snapshot_outlives_what_it_reads);
     tcase_add_test(tc, a_preamble_in_use_stays);
     tcase_add_loop_test(tc, a_full_disk_evicts_too, 0, 4);
