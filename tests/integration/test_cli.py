@@ -141,8 +141,9 @@ class CommandLine(unittest.TestCase):
         self.daemon.stop()
         self.assertEqual(self.daemon.ctl("ping").returncode, NO_DAEMON)
         self.daemon.start()
+        listed = self.daemon.json("ls", "--collection", "restart")    # before the next use is noted
         self.daemon.json(*request, "--out", out)
-        self.assertEqual((out.read_bytes(), self.daemon.json("ls", "--collection", "restart")), before)
+        self.assertEqual((out.read_bytes(), listed), before)
 
     def test_many_documents_are_listed(self):
         documents = {"n%04d" % i: [5 + i % 200, 7, i // 200 + 3] for i in range(1200)}
