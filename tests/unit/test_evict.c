@@ -5,6 +5,8 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 
+#include "daemon/store/writer.h"
+
 static struct fixture_directory dir;
 static struct samkv_store *store;
 static struct samkv_error err;
@@ -111,6 +113,47 @@ START_TEST(pins_survive_and_can_fill_a_store)
         FIXTURE_OK(limits_put(store, i, TOKENS / 4, &err));
     FIXTURE_OK(fixture_check_name(store, "5", &other));
     fixture_document_free(&other);
+}
+END_TEST
+
+/* As an import puts them: they count from then on, not from the next start. */
+START_TEST(names_that_bring_their_pin_and_time)
+{
+    store = limits_open(&dir, (struct samkv_store_options){.max_bytes = 4 << 20, .evict = true});
+    struct fixture_document d[3];
+    struct samkv_name name = {.pinned = true, .put_unix_s = 5};
+    for (int i = 0; i < 3; i++)
+        d[i] = limits_document(500 + (uint32_t)i, TOKENS);
+    FIXTURE_OK(fixture_ingest(store, &d[0], "other", &err));
+    name.key = d[0].m.key;
+    snprintf(name.id, sizeof name.id, "named");
+    FIXTURE_OK(samkv_store_name_put_as(store, "c", &name, &err));
+    struct samkv_writer *w;
+    FIXTURE_OK(samkv_writer_begin(store, &d[1].m, d[1].tokens, &w, &err));
+    for (uint32_t b = 0; b < d[1].m.blocks; b++)
+        FIXTURE_OK(fixture_write_block(w, &d[1], b, &err));
+    for (uint32_t l = 0; l < limits_shape.layers; l++)
+        FIXTURE_OK(fixture_write_index(w, &d[1], l, &err));
+    name.key = d[1].m.key;
+    snprintf(name.id, sizeof name.id, "written");
+    FIXTURE_OK(samkv_writer_commit_as(w, "c", &name, &err));
+    for (uint32_t i = 0; i < 40; i++)
+        FIXTURE_OK(limits_put(store, i, TOKENS, &err));
+    ck_assert_uint_gt(fixture_stats(store).evictions, 10);
+    FIXTURE_OK(fixture_check_name(store, "named", &d[0]));
+    FIXTURE_OK(fixture_check_name(store, "written", &d[1]));
+    /* And a quota holds for them. */
+    limits_collection(store, "small", 200 << 10, 0);
+    for (uint32_t i = 38; i < 40; i++) {
+        struct fixture_document there = limits_document(i, TOKENS);
+        name = (struct samkv_name){.key = there.m.key, .put_unix_s = 5};
+        snprintf(name.id, sizeof name.id, "%u", i);
+        FIXTURE_OK(samkv_store_name_put_as(store, "small", &name, &err));
+        ck_assert_uint_eq(limits_stats(store, "small").documents, 1);
+        fixture_document_free(&there);
+    }
+    for (int i = 0; i < 3; i++)
+        fixture_document_free(&d[i]);
 }
 END_TEST
 
@@ -441,6 +484,7 @@ int main(void)
     tcase_add_loop_test(tc, the_limit_holds_at_every_moment, 0, 3);
     tcase_add_test(tc, what_is_used_stays_longer);
     tcase_add_test(tc, pins_survive_and_can_fill_a_store);
+    tcase_add_test(tc, names_that_bring_their_pin_and_time);
     tcase_add_test(tc, what_cannot_fit_is_refused_before_anything_goes);
     tcase_add_test(tc, writers_do_not_crowd_each_other_out);
     tcase_add_test(tc, a_snapshot_outlives_what_it_reads);
