@@ -28,17 +28,17 @@ static enum samkv_status verify_part(struct samkv_snapshot *snapshot, enum samkv
                                      struct samkv_bytes key, struct samkv_layout layout, struct verify_room *room,
                                      struct samkv_verify_report *report, struct samkv_error *err)
 {
-    struct samkv_bytes value;
+    struct samkv_held held = {0};
     for (size_t i = 0; i < layout.count; i++)
         room->pieces[i] = room->bytes + i * layout.bytes;
-    enum samkv_status st = samkv_snapshot_get(snapshot, db, key, &value, err);
+    enum samkv_status st = samkv_snapshot_get(snapshot, db, key, &held, err);
     if (st == SAMKV_OK) {
-        report->bytes += value.size;
-        samkv_snapshot_will_need(snapshot, value);
-        st = samkv_record_decode(value, kind, key, &layout, &snapshot->store->scratch, room->pieces);
+        report->bytes += held.bytes.size;
+        st = samkv_record_decode(held.bytes, kind, key, &layout, &snapshot->store->scratch, room->pieces);
         if (st == SAMKV_NO_MEMORY)
-            return samkv_fail(err, st, "out of memory while verifying");
+            samkv_fail(err, st, "out of memory while verifying");
     }
+    samkv_held_release(snapshot->store, &held);
     if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT) {
         report->damaged++;
         st = SAMKV_OK;
@@ -120,6 +120,26 @@ static enum samkv_status count_entries(struct samkv_snapshot *snapshot, enum sam
     return SAMKV_OK;
 }
 
+struct gathering {
+    struct samkv_snapshot *snapshot;
+    struct samkv_store_stats *stats;
+    enum samkv_status status;
+    struct samkv_error *err;
+};
+
+static void gather(void *arg)
+{
+    struct gathering *g = arg;
+    enum samkv_status st = count_entries(g->snapshot, SAMKV_DB_COLLECTION, &g->stats->collections, g->err);
+    if (st == SAMKV_OK)
+        st = count_entries(g->snapshot, SAMKV_DB_NAME, &g->stats->names, g->err);
+    if (st == SAMKV_OK)
+        st = count_entries(g->snapshot, SAMKV_DB_DOCUMENT, &g->stats->documents, g->err);
+    if (st == SAMKV_OK)
+        st = samkv_db_used_bytes(g->snapshot->store, g->snapshot->txn, &g->stats->bytes_used, g->err);
+    g->status = st == SAMKV_OK ? sum_documents(g->snapshot, g->stats, g->err) : st;
+}
+
 enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
 {
     *out = (struct samkv_store_stats){.bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits)};
@@ -128,19 +148,11 @@ enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_st
     struct stat file;
     if (mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0)
         out->bytes_file = (uint64_t)file.st_size;
-    struct samkv_snapshot *snapshot;
-    enum samkv_status st = samkv_snapshot_begin(s, &snapshot, err);
+    struct gathering g = {.stats = out, .err = err};
+    enum samkv_status st = samkv_snapshot_begin(s, &g.snapshot, err);
     if (st != SAMKV_OK)
         return st;
-    st = count_entries(snapshot, SAMKV_DB_COLLECTION, &out->collections, err);
-    if (st == SAMKV_OK)
-        st = count_entries(snapshot, SAMKV_DB_NAME, &out->names, err);
-    if (st == SAMKV_OK)
-        st = count_entries(snapshot, SAMKV_DB_DOCUMENT, &out->documents, err);
-    if (st == SAMKV_OK)
-        st = samkv_db_used_bytes(s, snapshot->txn, &out->bytes_used, err);
-    if (st == SAMKV_OK)
-        st = sum_documents(snapshot, out, err);
-    samkv_snapshot_end(snapshot);
-    return st;
+    st = samkv_snapshot_run(g.snapshot, gather, &g, err);
+    samkv_snapshot_end(g.snapshot);
+    return st == SAMKV_OK ? g.status : st;
 }

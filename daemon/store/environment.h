@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "daemon/store/extent.h"
 #include "daemon/store/queue.h"
 #include "daemon/store/record.h"
 #include "daemon/store/scratch.h"
@@ -49,8 +50,11 @@ struct samkv_store {
     int zstd_level;
     size_t page_bytes;
     uint64_t limit_bytes;   /* the map: what the data file cannot exceed */
+    const uint8_t *map;     /* where it begins; reading it may raise SIGBUS: only in guarded sections */
+    int data_fd;            /* LMDB's descriptor of the data file */
     uint64_t reserve_bytes; /* of which new documents leave free, so that removing always has room to work in */
     struct samkv_scratch_pool scratch;
+    struct samkv_room_pool rooms;
     struct samkv_queue queue;
     atomic_uint_fast64_t commits, snapshots;
 };

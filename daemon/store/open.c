@@ -14,6 +14,7 @@
 #include "daemon/store/change.h"
 #include "daemon/store/datafile.h"
 #include "daemon/store/environment.h"
+#include "daemon/store/guard.h"
 
 #define MAX_READERS     1024
 #define LIMIT_MIN_BYTES ((uint64_t)1 << 20)
@@ -110,12 +111,20 @@ static enum samkv_status choose_map(struct samkv_store *s, uint64_t max_bytes, b
     return SAMKV_OK;
 }
 
+/* LMDB's assertions are about what it reads from the file; outside a guarded section it aborts. */
+static void on_lmdb_assertion(MDB_env *env, const char *text)
+{
+    (void)env, (void)text;
+    samkv_guard_leave();
+}
+
 /* One try with the chosen map. The environment is closed again on failure: LMDB wants it so. */
 static int open_mapped(struct samkv_store *s)
 {
     int rc = mdb_env_create(&s->env);
     if (rc)
         return rc;
+    mdb_env_set_assert(s->env, on_lmdb_assertion);
     rc = mdb_env_set_maxdbs(s->env, SAMKV_DB_COUNT);
     if (!rc)
         rc = mdb_env_set_maxreaders(s->env, MAX_READERS);
@@ -235,6 +244,8 @@ static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store
         st = open_environment(s, o->max_bytes == 0, err);
     if (st == SAMKV_OK)
         st = open_databases(s, err);
+    if (st == SAMKV_OK)
+        st = samkv_extent_locate(s, err);
     if (st != SAMKV_OK || s->read_only)
         return st;
     if (!made_before)
@@ -262,7 +273,9 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     s->read_only = o->read_only;
     s->codec = o->codec;
     s->zstd_level = o->zstd_level;
+    samkv_guard_install();
     samkv_scratch_pool_init(&s->scratch);
+    samkv_room_pool_init(&s->rooms);
     samkv_queue_init(&s->queue);
     enum samkv_status st = prepare(s, o, err);
     if (st != SAMKV_OK) {
@@ -283,6 +296,7 @@ void samkv_store_close(struct samkv_store *s)
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* the lock goes with it */
     samkv_scratch_pool_deinit(&s->scratch);
+    samkv_room_pool_deinit(&s->rooms);
     free(s->path);
     free(s);
 }

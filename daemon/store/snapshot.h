@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "daemon/store/environment.h"
+#include "daemon/store/extent.h"
 #include "daemon/store/values.h"
 
 struct samkv_snapshot {
@@ -14,9 +15,18 @@ struct samkv_snapshot {
     atomic_uint_fast64_t bytes_read;
 };
 
-/* The record under a key, still unchecked. Valid as long as the snapshot. NOT_FOUND without text. */
+/*
+ * The record under a key, still unchecked, out of the store into *held, which begins empty (zeros) and which the caller
+ * releases in every case. NOT_FOUND without text. CORRUPT when a part of the file that holds it cannot be read.
+ */
 enum samkv_status samkv_snapshot_get(struct samkv_snapshot *, enum samkv_db, struct samkv_bytes key,
-                                     struct samkv_bytes *out, struct samkv_error *) SAMKV_MUST_USE;
+                                     struct samkv_held *held, struct samkv_error *err) SAMKV_MUST_USE;
 
-/* Asks the kernel to read a large value ahead in one go: the map as a whole is told not to. */
-void samkv_snapshot_will_need(const struct samkv_snapshot *, struct samkv_bytes value);
+/* Runs fn(arg), which reads with the snapshot's transaction, in a guarded section (guard.h) with the lock held. CORRUPT
+ * with a text when it was left because the file could not be read. */
+enum samkv_status samkv_snapshot_run(struct samkv_snapshot *, void (*fn)(void *arg), void *arg,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
+/* A value that LMDB has just found, into held->bytes or, an extent, only its place into *extent. Within fn; held has a
+ * room of a page. False when it is neither. */
+bool samkv_snapshot_hold(struct samkv_snapshot *, const MDB_val *, struct samkv_held *, struct samkv_bytes *extent);

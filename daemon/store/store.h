@@ -146,8 +146,8 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct sam
 /*
  * Decodes block `block` into 2 * layers pieces: dst[2*l] gets layer l's K (before RoPE), dst[2*l+1] its V, each
  * (tokens of the block, kv_heads, head_dim) contiguous in the manifest's dtype. All reading functions may run on
- * several threads at once with the same snapshot: only the look-up is serialised, decoding is not, and goes straight
- * from the map. CORRUPT when the record is damaged or missing; dst may then be half written.
+ * several threads at once with the same snapshot: only the look-up is serialised, reading the file and decoding are
+ * not. CORRUPT when the record is damaged, missing or unreadable (a bad sector); dst may then be half written.
  */
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;

@@ -1,0 +1,172 @@
+#include "daemon/store/extent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/store/environment.h"
+#include "daemon/store/pages.h"
+
+#define IDLE_MAX     32
+#define KEEP_MAX     ((size_t)16 << 20) /* a room that one giant record needed is not kept for ever */
+#define ROOM_STEP    ((size_t)64 << 10)
+#define PAGE_ALIGNED 4096
+#define PAGE_MAX     32768
+
+void samkv_room_pool_init(struct samkv_room_pool *pool)
+{
+    *pool = (struct samkv_room_pool){0};
+    pthread_mutex_init(&pool->lock, NULL);
+}
+
+static void room_free(struct samkv_room *room)
+{
+    free(room->memory);
+    free(room);
+}
+
+void samkv_room_pool_deinit(struct samkv_room_pool *pool)
+{
+    while (pool->idle) {
+        struct samkv_room *room = pool->idle;
+        pool->idle = room->next;
+        room_free(room);
+    }
+    pthread_mutex_destroy(&pool->lock);
+}
+
+static struct samkv_room *take_idle(struct samkv_room_pool *pool)
+{
+    pthread_mutex_lock(&pool->lock);
+    struct samkv_room *room = pool->idle;
+    if (room) {
+        pool->idle = room->next;
+        pool->idle_count--;
+    }
+    pthread_mutex_unlock(&pool->lock);
+    return room;
+}
+
+enum samkv_status samkv_held_reserve(struct samkv_store *s, struct samkv_held *held, size_t bytes,
+                                     struct samkv_error *err)
+{
+    if (!held->room)
+        held->room = take_idle(&s->rooms);
+    if (!held->room)
+        held->room = calloc(1, sizeof *held->room);
+    if (held->room && held->room->capacity < bytes) {
+        free(held->room->memory);
+        held->room->capacity = (bytes + ROOM_STEP - 1) / ROOM_STEP * ROOM_STEP;
+        held->room->memory = aligned_alloc(PAGE_ALIGNED, held->room->capacity);
+        if (!held->room->memory)
+            held->room->capacity = 0;
+    }
+    if (held->room && held->room->capacity >= bytes) {
+        held->bytes = (struct samkv_bytes){held->room->memory, 0};
+        return SAMKV_OK;
+    }
+    samkv_held_release(s, held);
+    return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory while reading a record of %zu bytes", bytes);
+}
+
+void samkv_held_release(struct samkv_store *s, struct samkv_held *held)
+{
+    struct samkv_room *room = held->room;
+    *held = (struct samkv_held){0};
+    if (!room)
+        return;
+    pthread_mutex_lock(&s->rooms.lock);
+    if (s->rooms.idle_count < IDLE_MAX && room->capacity <= KEEP_MAX) {
+        room->next = s->rooms.idle;
+        s->rooms.idle = room;
+        s->rooms.idle_count++;
+        room = NULL;
+    }
+    pthread_mutex_unlock(&s->rooms.lock);
+    if (room)
+        room_free(room);
+}
+
+/* ------------------------------------------------------------------ the file */
+
+enum samkv_status samkv_extent_read_at(const struct samkv_store *s, uint64_t offset, void *to, size_t bytes,
+                                       struct samkv_error *err)
+{
+    for (size_t done = 0; done < bytes;) {
+        ssize_t n = pread(s->data_fd, (uint8_t *)to + done, bytes - done, (off_t)(offset + done));
+        if (n > 0) {
+            done += (size_t)n;
+        } else if (n == 0) {
+            return samkv_fail(err, SAMKV_CORRUPT, "%s/data.mdb is shorter than it was: restore it", s->path);
+        } else if (errno == EIO) {
+            return samkv_fail(err, SAMKV_CORRUPT, "a part of %s/data.mdb cannot be read: check the disk", s->path);
+        } else if (errno != EINTR) {
+            return samkv_fail_errno(err, errno, "reading %s/data.mdb", s->path);
+        }
+    }
+    return SAMKV_OK;
+}
+
+bool samkv_extent_is(const struct samkv_store *s, struct samkv_bytes in_map)
+{
+    /* Behind the header of any other page stands the table of its nodes, so no value can begin there. */
+    return ((uintptr_t)in_map.data - (uintptr_t)s->map) % s->page_bytes == SAMKV_PAGE_HEADER_BYTES;
+}
+
+enum samkv_status samkv_extent_read(struct samkv_store *s, struct samkv_bytes in_map, struct samkv_held *held,
+                                    struct samkv_error *err)
+{
+    uintptr_t offset = (uintptr_t)in_map.data - (uintptr_t)s->map;
+    /* Nodes were checked when the store was opened, but may have been damaged since. */
+    if (offset >= s->limit_bytes || in_map.size > s->limit_bytes - offset)
+        return samkv_fail(err, SAMKV_CORRUPT, "a page of %s/data.mdb is damaged: restart the daemon to check it",
+                          s->path);
+    enum samkv_status st = samkv_held_reserve(s, held, in_map.size, err);
+    if (st == SAMKV_OK)
+        st = samkv_extent_read_at(s, offset, held->room->memory, in_map.size, err);
+    if (st == SAMKV_OK)
+        held->bytes = (struct samkv_bytes){held->room->memory, in_map.size};
+    return st;
+}
+
+/* ------------------------------------------------------------------ the map */
+
+/* Whether the page at `page` is the one in the file that its own number says; *map is then where the map begins. */
+static bool page_is_ours(struct samkv_store *s, const uint8_t *page, const uint8_t **map)
+{
+    uint8_t same[PAGE_MAX];
+    struct samkv_page_header h;
+    memcpy(&h, page, sizeof h);
+    if (h.number >= s->limit_bytes / s->page_bytes || s->page_bytes > sizeof same ||
+        samkv_extent_read_at(s, h.number * s->page_bytes, same, s->page_bytes, NULL) != SAMKV_OK ||
+        memcmp(same, page, sizeof h) != 0 || memcmp(same, page, s->page_bytes) != 0)
+        return false;
+    *map = page - h.number * s->page_bytes;
+    return true;
+}
+
+enum samkv_status samkv_extent_locate(struct samkv_store *s, struct samkv_error *err)
+{
+    MDB_txn *txn;
+    MDB_val k = {6, "schema"}, v;
+    int rc = mdb_env_get_fd(s->env, &s->data_fd);
+    if (!rc)
+        rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &txn);
+    if (rc)
+        return samkv_fail_lmdb(err, rc, s->path);
+    rc = mdb_get(txn, s->dbi[SAMKV_DB_META], &k, &v);
+    /* LMDB tells the map's address only where it was asked for one. A page knows its number, which gives it too. A map
+     * begins at a page of the system's, which may be smaller than the file's. */
+    bool found = false;
+    uintptr_t at = (uintptr_t)v.mv_data, system_page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    for (uintptr_t shift = 0; rc == 0 && !found && shift < s->page_bytes; shift += system_page)
+        found = page_is_ours(s, (const uint8_t *)((at - shift) / s->page_bytes * s->page_bytes + shift), &s->map);
+    mdb_txn_abort(txn);
+    if (rc || !found)
+        return samkv_fail(err, SAMKV_IO, "%s/data.mdb cannot be read: check the disk", s->path);
+    /* Records are read whole and in no order: what the kernel would read beside them is not wanted. */
+    posix_fadvise(s->data_fd, 0, 0, POSIX_FADV_RANDOM);
+    return SAMKV_OK;
+}
