@@ -79,8 +79,11 @@ static inline struct samkv_bytes samkv_val_bytes(const MDB_val *v)
 enum samkv_status samkv_db_get(const struct samkv_store *, MDB_txn *, enum samkv_db, struct samkv_bytes key,
                                struct samkv_bytes *out, struct samkv_error *) SAMKV_MUST_USE;
 
-/* False when the page that holds this (large) value was damaged so that LMDB would free or overwrite other pages with
- * it. */
+/*
+ * Before a value found in a write transaction is replaced or deleted: LMDB believes what the head of its first page
+ * says, and would free or overwrite other pages with it. A head that was overwritten with garbage, or that cannot be
+ * read, is written anew. False when it is not known which pages are the value's.
+ */
 bool samkv_db_value_is_sane(const struct samkv_store *, const MDB_val *);
 
 /* Bytes of all pages that hold data in this transaction's view. */

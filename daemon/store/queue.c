@@ -9,6 +9,7 @@
 #include "daemon/base/thread.h"
 #include "daemon/store/change.h"
 #include "daemon/store/environment.h"
+#include "daemon/store/txn.h"
 
 #define RETRY_REMOVAL_S 2
 
@@ -97,17 +98,9 @@ void samkv_claim_remove(struct samkv_store *s, struct samkv_claim *claim)
 
 /* ------------------------------------------------------------------ transactions (writer thread) */
 
-static enum samkv_status begin_change(struct samkv_store *s, struct samkv_change *c, struct samkv_error *err)
-{
-    *c = (struct samkv_change){.store = s};
-    int rc = mdb_txn_begin(s->env, NULL, 0, &c->txn);
-    return rc ? samkv_fail_lmdb(err, rc, "starting a transaction") : SAMKV_OK;
-}
-
 static void undo_change(struct samkv_change *c)
 {
-    if (c->txn)
-        mdb_txn_abort(c->txn);
+    samkv_txn_abort(c);
     while (c->removing) {
         struct samkv_claim *claim = c->removing;
         c->removing = claim->next;
@@ -121,7 +114,7 @@ static enum samkv_status check_room(struct samkv_change *c, struct samkv_error *
     uint64_t used = 0;
     if (!c->grows)
         return SAMKV_OK;
-    enum samkv_status st = samkv_db_used_bytes(c->store, c->txn, &used, err);
+    enum samkv_status st = samkv_txn_used_bytes(c, &used, err);
     if (st == SAMKV_OK && used + c->store->reserve_bytes > c->store->limit_bytes)
         st = samkv_fail(err, SAMKV_FULL,
                         "the store %s has reached its limit of %llu MiB: remove documents or raise the limit",
@@ -167,14 +160,11 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
         q->claims = claim;
     }
     pthread_mutex_unlock(&q->lock);
-    int rc = mdb_txn_commit(c->txn);
-    settle(q, rc == 0);
-    if (rc == 0) {
+    st = samkv_txn_commit(c, err);
+    settle(q, st == SAMKV_OK);
+    if (st == SAMKV_OK)
         atomic_fetch_add(&c->store->commits, 1);
-        return SAMKV_OK;
-    }
-    rc = samkv_db_write_code(c->store, rc);
-    return samkv_fail_lmdb(err, rc, "committing");
+    return st;
 }
 
 /* One bounded step of removing a document, in a transaction of its own. *done: nothing of it is left. */
@@ -183,10 +173,10 @@ static enum samkv_status remove_step(struct samkv_store *s, const struct samkv_k
 {
     struct samkv_change c;
     bool more = true;
-    enum samkv_status st = begin_change(s, &c, err);
+    enum samkv_status st = samkv_txn_begin(s, &c, err);
     if (st != SAMKV_OK)
         return st;
-    st = samkv_change_remove_some(&c, key, &more, err);
+    st = samkv_txn_remove_some(&c, key, &more, err);
     if (st != SAMKV_OK) {
         undo_change(&c);
         return st;
@@ -248,10 +238,10 @@ enum samkv_status samkv_queue_drain_removals(struct samkv_store *s, struct samkv
 static enum samkv_status run_alone(struct samkv_store *s, struct samkv_job *job, struct samkv_error *err)
 {
     struct samkv_change c;
-    enum samkv_status st = begin_change(s, &c, err);
+    enum samkv_status st = samkv_txn_begin(s, &c, err);
     if (st != SAMKV_OK)
         return st;
-    st = job->apply(&c, job, err);
+    st = samkv_txn_apply(&c, job, err);
     if (st == SAMKV_OK)
         return commit_change(&c, err);
     undo_change(&c);
@@ -286,7 +276,7 @@ static void run_group(struct samkv_store *s, struct samkv_job *first)
 {
     struct samkv_change c;
     struct samkv_error err = {0};
-    enum samkv_status st = begin_change(s, &c, &err);
+    enum samkv_status st = samkv_txn_begin(s, &c, &err);
     if (st != SAMKV_OK) {
         for (struct samkv_job *job = first; job; job = job->next) {
             job->status = st;
@@ -296,7 +286,7 @@ static void run_group(struct samkv_store *s, struct samkv_job *first)
         return;
     }
     for (struct samkv_job *job = first; job && !c.broken; job = job->next)
-        job->status = job->apply(&c, job, &job->error);
+        job->status = samkv_txn_apply(&c, job, &job->error);
     if (c.broken)
         undo_change(&c);
     else if (commit_change(&c, &err) == SAMKV_OK)

@@ -12,6 +12,7 @@
  */
 #include <lmdb.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -65,6 +66,8 @@ struct samkv_queue {
     int pressing; /* queued jobs that somebody waits for, and producers waiting for room */
     struct samkv_claim *claims;
     bool started, ending;
+    atomic_bool
+        lost_page; /* a page of the file could not be read while writing: no transaction can be begun any more */
     pthread_t thread;
 };
 

@@ -4,6 +4,7 @@
 #include <lmdb.h>
 #include <sys/stat.h>
 
+#include "daemon/store/pages.h"
 #include "daemon/store/snapshot.h"
 
 /*
@@ -257,6 +258,36 @@ START_TEST(a_lying_page_does_not_take_others_with_it)
 }
 END_TEST
 
+/* A page or more of garbage or zeros, the head of the record's first page included: what recomputes it can write it. */
+START_TEST(a_record_whose_first_page_is_garbage_can_be_rewritten_and_removed)
+{
+    size_t value_bytes, at = place_of_a_block(&value_bytes), from = at - SAMKV_PAGE_HEADER_BYTES;
+    uint64_t state = (uint64_t)_i;
+    struct samkv_store *s;
+    for (size_t i = 0; i < 4096; i++)
+        healthy[from + i] = _i ? (uint8_t)fixture_random(&state) : 0;
+    put_file(healthy, healthy_bytes);
+    ck_assert_int_eq(try_open(&s), SAMKV_OK);
+    ck_assert_int_eq(fixture_check_name(s, "two", &documents[1]), SAMKV_CORRUPT);
+    if (_i < 2) {
+        uint8_t *room;
+        void **pieces = fixture_block(&documents[1], 2, true, &room);
+        FIXTURE_OK(samkv_store_block_rewrite(s, &documents[1].m, 2, (const void *const *)pieces, &err));
+        free(pieces), free(room);
+        ck_assert_int_eq(fixture_check_name(s, "two", &documents[1]), SAMKV_OK);
+    }
+    FIXTURE_OK(samkv_store_name_remove(s, "c", "two", &err));
+    FIXTURE_OK(fixture_ingest(s, &documents[1], "two", &err));
+    for (uint32_t i = 0; i < DOCUMENTS; i++)
+        ck_assert_int_eq(fixture_check_name(s, document_id(i), &documents[i]), SAMKV_OK);
+    samkv_store_close(s);
+    ck_assert_int_eq(try_open(&s), SAMKV_OK); /* the pages fit together */
+    for (uint32_t i = 0; i < DOCUMENTS; i++)
+        ck_assert_int_eq(fixture_check_name(s, document_id(i), &documents[i]), SAMKV_OK);
+    samkv_store_close(s);
+}
+END_TEST
+
 /* Everything a daemon may do with a store that opened, whatever state it is in. */
 static void use_in_every_way(struct samkv_store *s)
 {
@@ -336,6 +367,32 @@ static bool count_name(void *arg, const struct samkv_name *name)
     return true;
 }
 
+/* The writer's turn: it fails, says so, and nothing that it had acknowledged is lost when the file is whole again. */
+START_TEST(a_file_cut_short_under_the_writer_fails_its_writes_only)
+{
+    struct fixture_document d;
+    fixture_document_make(&d, 50, (struct samkv_kv_shape){2, 2, 16, SAMKV_F32}, 90, 16);
+    for (size_t i = 0; i < 12; i++) {
+        struct samkv_store *s;
+        uint64_t state = i;
+        put_file(healthy, healthy_bytes);
+        ck_assert_int_eq(try_open(&s), SAMKV_OK);
+        size_t cut = i == 0 ? 0 : fixture_random(&state) % healthy_bytes;
+        ck_assert_int_eq(truncate(data_path(), (off_t)cut), 0);
+        enum samkv_status st = fixture_ingest(s, &d, "new", &err), removed;
+        ck_assert(i || st == SAMKV_IO || st == SAMKV_CORRUPT);
+        removed = samkv_store_name_remove(s, "c", "one", &err);
+        ck_assert(i || removed == SAMKV_IO);
+        for (uint32_t n = 0; n < DOCUMENTS; n++) {
+            st = fixture_check_name(s, document_id(n), &documents[n]);
+            ck_assert_int_ne(st, SAMKV_MISMATCH);
+        }
+        samkv_store_close(s);
+    }
+    fixture_document_free(&d);
+}
+END_TEST
+
 /* Somebody truncates the file of a store that is in use: LMDB's tree is read in the map, the rest with pread. */
 START_TEST(a_file_cut_short_under_a_reader_fails_its_requests_only)
 {
@@ -404,6 +461,8 @@ int main(void)
     tcase_add_test(tc, a_flipped_byte_in_a_record_is_corrupt_and_can_be_repaired);
     tcase_add_test(tc, a_lying_page_does_not_take_others_with_it);
     tcase_add_loop_test(tc, flipped_bytes_anywhere_neither_crash_nor_lie, 0, 8);
+    tcase_add_loop_test(tc, a_record_whose_first_page_is_garbage_can_be_rewritten_and_removed, 0, 4);
+    tcase_add_test(tc, a_file_cut_short_under_the_writer_fails_its_writes_only);
     tcase_add_test(tc, a_file_cut_short_under_a_reader_fails_its_requests_only);
     tcase_add_test(tc, a_broken_lock_file_does_not_matter);
     tcase_set_timeout(tc, 120);

@@ -1,0 +1,112 @@
+#include "daemon/store/txn.h"
+
+#include "daemon/base/log.h"
+#include "daemon/store/guard.h"
+
+/* A step's arguments and results, for the functions that run in the section. */
+struct step {
+    struct samkv_change *change;
+    struct samkv_job *job;
+    const struct samkv_key *key;
+    struct samkv_error *err;
+    bool *more;
+    uint64_t *bytes;
+    int rc;
+    enum samkv_status status;
+};
+
+static enum samkv_status lost_page(struct samkv_store *s, struct samkv_error *err)
+{
+    return samkv_fail(err, SAMKV_IO,
+                      "a page of %s/data.mdb could not be read while writing: nothing more is written until the daemon "
+                      "is restarted; check the disk",
+                      s->path);
+}
+
+static enum samkv_status run(void (*fn)(void *arg), struct step *step)
+{
+    struct samkv_store *s = step->change->store;
+    if (atomic_load(&s->queue.lost_page))
+        return lost_page(s, step->err);
+    if (samkv_guard_run(s->map, s->limit_bytes, fn, step))
+        return step->status;
+    atomic_store(&s->queue.lost_page, true);
+    struct samkv_error text;
+    lost_page(s, &text);
+    samkv_log(SAMKV_LOG_ERROR, "store: %s", text.text);
+    return lost_page(s, step->err);
+}
+
+static void begin(void *arg)
+{
+    struct step *step = arg;
+    step->rc = mdb_txn_begin(step->change->store->env, NULL, 0, &step->change->txn);
+}
+
+enum samkv_status samkv_txn_begin(struct samkv_store *s, struct samkv_change *out, struct samkv_error *err)
+{
+    *out = (struct samkv_change){.store = s};
+    struct step step = {.change = out, .err = err};
+    enum samkv_status st = run(begin, &step);
+    return st == SAMKV_OK && step.rc ? samkv_fail_lmdb(err, step.rc, "starting a transaction") : st;
+}
+
+void samkv_txn_abort(struct samkv_change *c)
+{
+    if (c->txn && !atomic_load(&c->store->queue.lost_page))
+        mdb_txn_abort(c->txn);
+    c->txn = NULL;
+}
+
+static void commit(void *arg)
+{
+    struct step *step = arg;
+    step->rc = mdb_txn_commit(step->change->txn);
+}
+
+enum samkv_status samkv_txn_commit(struct samkv_change *c, struct samkv_error *err)
+{
+    struct step step = {.change = c, .err = err};
+    enum samkv_status st = run(commit, &step);
+    c->txn = NULL;
+    return st == SAMKV_OK && step.rc ? samkv_fail_lmdb(err, samkv_db_write_code(c->store, step.rc), "committing") : st;
+}
+
+static void apply(void *arg)
+{
+    struct step *step = arg;
+    step->status = step->job->apply(step->change, step->job, step->err);
+}
+
+enum samkv_status samkv_txn_apply(struct samkv_change *c, struct samkv_job *job, struct samkv_error *err)
+{
+    struct step step = {.change = c, .job = job, .err = err};
+    enum samkv_status st = run(apply, &step);
+    c->broken |= atomic_load(&c->store->queue.lost_page);
+    return st;
+}
+
+static void used_bytes(void *arg)
+{
+    struct step *step = arg;
+    step->status = samkv_db_used_bytes(step->change->store, step->change->txn, step->bytes, step->err);
+}
+
+enum samkv_status samkv_txn_used_bytes(struct samkv_change *c, uint64_t *out, struct samkv_error *err)
+{
+    struct step step = {.change = c, .bytes = out, .err = err};
+    return run(used_bytes, &step);
+}
+
+static void remove_some(void *arg)
+{
+    struct step *step = arg;
+    step->status = samkv_change_remove_some(step->change, step->key, step->more, step->err);
+}
+
+enum samkv_status samkv_txn_remove_some(struct samkv_change *c, const struct samkv_key *key, bool *more,
+                                        struct samkv_error *err)
+{
+    struct step step = {.change = c, .key = key, .more = more, .err = err};
+    return run(remove_some, &step);
+}
