@@ -47,6 +47,8 @@ static const struct samkv_option table[] = {
      .choices = levels, .help = "error, warning, info or debug", .default_text = "info", .reloads = true},
     {.name = "check-config", .kind = SAMKV_OPTION_FLAG, AT(check_config),
      .help = "tell every mistake of the configuration and exit"},
+    {.name = "salvage", .argument = "NEWDIR", .kind = SAMKV_OPTION_TEXT, AT(salvage),
+     .help = "copy what is left of a damaged store to a new one, and exit"},
     {.name = "dump-config", .kind = SAMKV_OPTION_FLAG, AT(dump_config),
      .help = "print the values that would be used, and where each is from, and exit"},
     {.name = "help", .kind = SAMKV_OPTION_FLAG, AT(help), .help = "print this and exit"},

@@ -8,7 +8,7 @@
 #include "daemon/base/options.h"
 
 struct samkv_settings {
-    char *config, *store, *socket, *device;
+    char *config, *store, *socket, *device, *salvage;
     struct samkv_list models; /* "NAME=PATH" or "PATH" */
     int dtype;                /* enum samkv_dtype, or -1: as the device has it; from: */
     int dtype_choice;

@@ -81,8 +81,10 @@ static enum samkv_status walk_names(struct walk *w, struct samkv_bytes prefix, s
             return SAMKV_OK;
         struct samkv_name name;
         st = samkv_name_open(w->held.bytes, w->key, true, &name);
+        if (st == SAMKV_CORRUPT) /* verify tells of it; the others are not to suffer */
+            continue;
         if (st != SAMKV_OK)
-            return samkv_fail(err, st, "a name's record is damaged: ingest that document again");
+            return samkv_fail(err, st, "out of memory while listing names");
         bool go_on = fn(arg, &name);
         samkv_name_deinit(&name);
         if (!go_on)
@@ -125,6 +127,25 @@ enum samkv_status samkv_snapshot_each_collection(struct samkv_snapshot *snapshot
         }
         go_on = fn(arg, &c);
         samkv_collection_deinit(&c);
+    }
+    end(&w);
+    return st == SAMKV_NOT_FOUND ? SAMKV_OK : st;
+}
+
+enum samkv_status samkv_snapshot_each_damaged_name(struct samkv_snapshot *snapshot,
+                                                   bool (*fn)(void *arg, const void *key, size_t bytes), void *arg,
+                                                   struct samkv_error *err)
+{
+    struct walk w;
+    enum samkv_status st = begin(&w, snapshot, SAMKV_DB_NAME, err);
+    bool go_on = true;
+    while (st == SAMKV_OK && go_on && (st = step(&w, MDB_NEXT, err)) == SAMKV_OK) {
+        struct samkv_name name;
+        st = samkv_name_open(w.held.bytes, w.key, false, &name);
+        if (st == SAMKV_CORRUPT) {
+            go_on = fn(arg, w.key.data, w.key.size);
+            st = SAMKV_OK;
+        }
     }
     end(&w);
     return st == SAMKV_NOT_FOUND ? SAMKV_OK : st;

@@ -153,10 +153,15 @@ enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct sam
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
 
 /* Calls back for every name of a collection in order of id, from the first one > after ("" for all), until fn returns
- * false. */
+ * false. Names whose records are damaged are left out. */
 enum samkv_status samkv_snapshot_each_name(struct samkv_snapshot *, const char *collection, const char *after,
                                            bool (*fn)(void *arg, const struct samkv_name *), void *arg,
                                            struct samkv_error *) SAMKV_MUST_USE;
+
+/* Calls back for those: the key (collection, NUL, id), as far as it can be believed. Any collection's. */
+enum samkv_status samkv_snapshot_each_damaged_name(struct samkv_snapshot *,
+                                                   bool (*fn)(void *arg, const void *key, size_t bytes), void *arg,
+                                                   struct samkv_error *err) SAMKV_MUST_USE;
 enum samkv_status samkv_snapshot_each_collection(struct samkv_snapshot *,
                                                  bool (*fn)(void *arg, const struct samkv_collection *), void *arg,
                                                  struct samkv_error *) SAMKV_MUST_USE;
@@ -198,6 +203,10 @@ enum samkv_status samkv_store_name_put(struct samkv_store *, const char *collect
 /* Removes the name, and the document with its last name. NOT_FOUND without text when there is none. */
 enum samkv_status samkv_store_name_remove(struct samkv_store *, const char *collection, const char *id,
                                           struct samkv_error *) SAMKV_MUST_USE;
+
+/* Removes names whose records are damaged: where they led cannot be known. Their documents stay. */
+enum samkv_status samkv_store_damaged_names_remove(struct samkv_store *, uint64_t *removed,
+                                                   struct samkv_error *) SAMKV_MUST_USE;
 
 /* Replaces one damaged block or index record of a visible document (after recomputing it). */
 enum samkv_status samkv_store_block_rewrite(struct samkv_store *, const struct samkv_manifest *, uint32_t block,

@@ -5,7 +5,7 @@
  * that it may not have), so the store on disk is as it was; but the transaction in memory is in no state to be ended.
  * It stays as it is, and with it the right to write: from then on every step fails, and what is stored can be read on.
  *
- * On the writer thread, or while opening, before it exists.
+ * On the writer thread, or while opening, before it exists; or (salvage) while nothing is queued.
  */
 #include "daemon/store/change.h"
 

@@ -258,6 +258,52 @@ START_TEST(a_lying_page_does_not_take_others_with_it)
 }
 END_TEST
 
+static bool count_name(void *arg, const struct samkv_name *name)
+{
+    (void)name;
+    ++*(int *)arg;
+    return true;
+}
+
+static bool count_damaged(void *arg, const void *key, size_t bytes)
+{
+    ck_assert_uint_eq(bytes, 5);
+    ck_assert_int_eq(memcmp(key, "c\0two", 5), 0);
+    ++*(int *)arg;
+    return true;
+}
+
+static void assert_names(struct samkv_store *s, int whole, int damaged)
+{
+    struct samkv_snapshot *sn;
+    int count = 0, bad = 0;
+    FIXTURE_OK(samkv_snapshot_begin(s, &sn, &err));
+    FIXTURE_OK(samkv_snapshot_each_name(sn, "c", "", count_name, &count, &err));
+    FIXTURE_OK(samkv_snapshot_each_damaged_name(sn, count_damaged, &bad, &err));
+    samkv_snapshot_end(sn);
+    ck_assert_int_eq(count, whole);
+    ck_assert_int_eq(bad, damaged);
+}
+
+START_TEST(a_damaged_name_does_not_hide_the_others)
+{
+    struct samkv_store *s;
+    uint64_t removed;
+    for (uint8_t *at = healthy; (at = memmem(at, healthy_bytes - (size_t)(at - healthy), "c\0two", 5)); at += 5)
+        at[5 + 40] ^= 1; /* of the record behind it, old copies too: the document's key */
+    put_file(healthy, healthy_bytes);
+    ck_assert_int_eq(try_open(&s), SAMKV_OK);
+    assert_names(s, 2, 1);
+    ck_assert_int_eq(fixture_check_name(s, "two", &documents[1]), SAMKV_CORRUPT);
+    FIXTURE_OK(samkv_store_damaged_names_remove(s, &removed, &err));
+    ck_assert_uint_eq(removed, 1);
+    assert_names(s, 2, 0);
+    FIXTURE_OK(fixture_ingest(s, &documents[1], "two", &err));
+    assert_names(s, 3, 0);
+    samkv_store_close(s);
+}
+END_TEST
+
 /* A page or more of garbage or zeros, the head of the record's first page included: what recomputes it can write it. */
 START_TEST(a_record_whose_first_page_is_garbage_can_be_rewritten_and_removed)
 {
@@ -360,13 +406,6 @@ START_TEST(flipped_bytes_anywhere_neither_crash_nor_lie)
 }
 END_TEST
 
-static bool count_name(void *arg, const struct samkv_name *name)
-{
-    (void)name;
-    ++*(int *)arg;
-    return true;
-}
-
 /* The writer's turn: it fails, says so, and nothing that it had acknowledged is lost when the file is whole again. */
 START_TEST(a_file_cut_short_under_the_writer_fails_its_writes_only)
 {
@@ -468,6 +507,7 @@ int main(void)
     tcase_add_test(tc, a_flipped_byte_in_a_record_is_corrupt_and_can_be_repaired);
     tcase_add_test(tc, a_lying_page_does_not_take_others_with_it);
     tcase_add_loop_test(tc, flipped_bytes_anywhere_neither_crash_nor_lie, 0, 8);
+    tcase_add_test(tc, a_damaged_name_does_not_hide_the_others);
     tcase_add_loop_test(tc, a_record_whose_first_page_is_garbage_can_be_rewritten_and_removed, 0, 4);
     tcase_add_test(tc, a_file_cut_short_under_the_writer_fails_its_writes_only);
     tcase_add_test(tc, a_file_cut_short_under_a_reader_fails_its_requests_only);
