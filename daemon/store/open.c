@@ -83,8 +83,9 @@ static enum samkv_status choose_map(struct samkv_store *s, uint64_t max_bytes, b
     enum samkv_status st = path_in(s, "data.mdb", path, err);
     if (st == SAMKV_OK)
         st = samkv_datafile_check(path, !s->read_only, &file, err);
-    if (st == SAMKV_CORRUPT && !made_before && file.exists && file.file_bytes == 0)
-        st = SAMKV_OK; /* a start that was cut short before anything was stored */
+    /* A start that was cut short before anything was stored: the meta pages, or a part of them. */
+    if (st == SAMKV_CORRUPT && !made_before && file.exists && file.file_bytes <= 2 * (uint64_t)sysconf(_SC_PAGESIZE))
+        st = truncate(path, 0) == 0 ? SAMKV_OK : samkv_fail_errno(err, errno, "cannot begin %s anew", path);
     if (st != SAMKV_OK)
         return st;
     if (!file.exists && s->read_only)

@@ -11,6 +11,7 @@
 #define KEY_MAX_BYTES   511u
 #define FREE_LIST_FLAGS 0x08u /* integer keys */
 #define FIRST_DATA_PAGE 2u
+#define PAGE_MAX        32768u
 
 enum tree_kind { FREE_LIST, DATABASES, RECORDS };
 
@@ -161,6 +162,28 @@ static struct samkv_bytes key_of(const struct samkv_page_node *n)
     return (struct samkv_bytes){n->key, n->key_bytes};
 }
 
+/* LMDB packs a page's nodes to its end without gaps. Nodes that overlap, or leave some of it out, are of a wrong size
+ * or at a wrong place, and deleting one would move what belongs to others. */
+static bool nodes_are_packed(const struct walk *w, const uint8_t *page, const struct samkv_page_header *h)
+{
+    uint8_t taken[PAGE_MAX / 2] = {0}; /* a byte for two of the page's */
+    size_t sum = 0;
+    for (uint32_t i = 0; i < samkv_page_nodes(h); i++) {
+        struct samkv_page_node n;
+        if (!samkv_page_node(page, w->page_bytes, h, i, &n))
+            return false;
+        size_t at = (size_t)(n.key - page) - NODE_BYTES, bytes = NODE_BYTES + n.key_bytes;
+        if (h->flags == SAMKV_PAGE_IS_LEAF)
+            bytes += n.flags & SAMKV_NODE_IS_BIG ? sizeof(uint64_t) : n.value_bytes;
+        bytes += bytes % 2;
+        if (bytes > w->page_bytes - at || memchr(taken + at / 2, 1, bytes / 2))
+            return false;
+        memset(taken + at / 2, 1, bytes / 2);
+        sum += bytes;
+    }
+    return sum == (size_t)w->page_bytes - h->upper;
+}
+
 /* All nodes within their page, and in order. The first key of a branch is not used by LMDB, and empty. */
 static bool nodes_are_sane(const struct walk *w, const uint8_t *page, const struct samkv_page_header *h,
                            const struct range *range)
@@ -213,7 +236,8 @@ static enum samkv_status walk_page(struct walk *w, uint64_t page, uint32_t left,
     if (!read_at(w, page * w->page_bytes, buffer, w->page_bytes))
         return SAMKV_IO;
     memcpy(&h, buffer, sizeof h);
-    if (!header_is_sane(w, &h, page, left == 1, kind) || (kind != FREE_LIST && !nodes_are_sane(w, buffer, &h, range)))
+    if (!header_is_sane(w, &h, page, left == 1, kind) || !nodes_are_packed(w, buffer, &h) ||
+        (kind != FREE_LIST && !nodes_are_sane(w, buffer, &h, range)))
         return SAMKV_CORRUPT;
     if (left > 1)
         return walk_below(w, buffer, &h, left, kind, range, entries);

@@ -63,7 +63,7 @@ _Static_assert(sizeof(struct samkv_meta_page) == 152, "LMDB's meta page");
 
 /*
  * Follows both trees of a meta page and all databases through branch and leaf pages: every page within the file and
- * what it should be, every node within its page and in the order of keys, as many as the tree's root says, no page used
+ * what it should be, the nodes packed and in the order of keys, as many as the tree's root says, no page used
  * twice, the free list free of pages in use. Reads
  * these pages once, values not at all. CORRUPT without text, NO_MEMORY, IO. Time: about one read for a hundred records.
  */
