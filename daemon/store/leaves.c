@@ -220,7 +220,8 @@ enum samkv_status samkv_leaves_each(struct samkv_leaves *l, samkv_leaves_fn *fn,
     bool there[2] = {read_meta(l, 0, &meta[0]), read_meta(l, l->page_bytes, &meta[1])};
     int newest = there[1] && (!there[0] || meta[1].transaction > meta[0].transaction);
     l->fn = fn, l->arg = arg, l->err = err, l->status = SAMKV_OK;
-    l->sound = there[0] && there[1];
+    /* Also of an older state, or one that does not fit together, a walk may find nothing amiss. */
+    l->sound = there[0] && there[1] && samkv_pages_check(l->fd, l->file_bytes, &meta[newest]) == SAMKV_OK;
     for (int i = 0; i < 2 && l->status == SAMKV_OK; i++) {
         int which = i ? !newest : newest;
         if (i && l->sound)

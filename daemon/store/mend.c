@@ -332,6 +332,16 @@ static enum samkv_status name_document(struct samkv_salvage *v, const struct sam
     return SAMKV_OK;
 }
 
+/* It is not there any more; what is left of it goes when the store is opened. */
+static enum samkv_status forget_document(struct samkv_salvage *v, const struct samkv_key *key, struct samkv_error *err)
+{
+    MDB_val k = samkv_val(samkv_key_bytes(key));
+    int rc = mdb_del(v->change.txn, v->to->dbi[SAMKV_DB_DOCUMENT], &k, NULL);
+    if (rc)
+        return samkv_fail_lmdb(err, rc, "salvaging");
+    return samkv_change_mark_pending(&v->change, key, err);
+}
+
 /* Counts and sums of every document as they are in the new store. */
 static enum samkv_status settle_document(struct samkv_salvage *v, const struct found_document *found,
                                          const struct collections *collections, struct samkv_error *err)
@@ -353,7 +363,7 @@ static enum samkv_status settle_document(struct samkv_salvage *v, const struct f
         if (st != SAMKV_OK)
             return st;
         if (!named)
-            return samkv_change_mark_pending(&v->change, &found->key, err); /* goes when the store is opened */
+            return forget_document(v, &found->key, err);
         d.references = 1;
     }
     v->report->documents++;

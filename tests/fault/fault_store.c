@@ -281,8 +281,12 @@ static void read_and_mend(struct samkv_store *s, enum outcome *o)
                 worst(o, STUCK);
             }
         }
-        if (check(s, i, o) != SAMKV_OK)
+        st = check(s, i, o);
+        if (st != SAMKV_OK) {
+            if (getenv("FAULT_SAY"))
+                fprintf(stderr, "name %u after all: %s\n", i, samkv_status_name(st));
             worst(o, STUCK);
+        }
     }
 }
 
@@ -437,7 +441,9 @@ static int blocks(uint64_t cases, uint64_t seed)
             memcpy(bytes + at, healthy + from, n);
         else if (kind == 3)
             memcpy(bytes + at, older + at, n);
-        count(&t, outcome_of(bytes, healthy_bytes), kinds[kind], at);
+        const char *only = getenv("FAULT_AT");
+        if (!only || strtoull(only, NULL, 10) == at)
+            count(&t, outcome_of(bytes, healthy_bytes), kinds[kind], at);
     }
     free(bytes);
     return report("blocks", &t);

@@ -159,6 +159,22 @@ START_TEST(a_document_without_a_name_gets_one)
 }
 END_TEST
 
+START_TEST(a_document_that_cannot_be_named_is_not_in_the_way)
+{
+    destroy_leaves("c\0two", 5);
+    const uint8_t collection[6] = {'S', 'K', 'R', '1', 1, 1};
+    destroy_leaves(collection, sizeof collection);
+    struct samkv_store *s = salvaged();
+    ck_assert_uint_eq(report.renamed, 0);
+    ck_assert_uint_lt(fixture_stats(s).documents, DOCUMENTS); /* old leaves have a name or two */
+    for (uint32_t i = 0; i < DOCUMENTS; i++) {
+        FIXTURE_OK(fixture_ingest(s, &documents[i], ids[i], &err));
+        ck_assert_int_eq(fixture_check_name(s, ids[i], &documents[i]), SAMKV_OK);
+    }
+    samkv_store_close(s);
+}
+END_TEST
+
 START_TEST(a_name_without_a_document_is_told_and_goes)
 {
     const uint8_t document[6] = {'S', 'K', 'R', '1', 1, 3}, tokens[6] = {'S', 'K', 'R', '1', 1, 4};
@@ -199,6 +215,7 @@ int main(void)
     tcase_add_test(tc, without_the_root_of_databases_too);
     tcase_add_test(tc, lost_documents_are_made_again_from_their_tokens);
     tcase_add_test(tc, a_document_without_a_name_gets_one);
+    tcase_add_test(tc, a_document_that_cannot_be_named_is_not_in_the_way);
     tcase_add_test(tc, a_name_without_a_document_is_told_and_goes);
     tcase_add_test(tc, places_that_will_not_do);
     suite_add_tcase(suite, tc);
