@@ -8,6 +8,8 @@
  *   fault_store worker DIR FROM STEPS LOG   ingests, removes and reads in DIR, and appends to LOG what was acknowledged
  *   fault_store check DIR LOG         reads everything that LOG says was acknowledged
  *
+ *   fault_store big DIR GIB           makes a store of that size, of records that do not compress; for big_store.py
+ *
  * Prints one JSON object. Outcomes of a case, the first that applies:
  *   crash       the process was ended by a signal, or hung
  *   wrong       bytes, a name or a list that nobody stored
@@ -598,6 +600,65 @@ static int work(const char *path, uint32_t from, uint32_t steps, const char *log
     return 0;
 }
 
+/* ------------------------------------------------------------------ a large store */
+
+#define BIG_TOKENS 1024
+
+/* Documents in the shape of a model of 135M parameters, stored raw: 47 MiB in 64 blocks each. */
+static void put_big_document(struct samkv_store *s, uint32_t number, const uint8_t *noise, size_t noise_bytes)
+{
+    const struct samkv_kv_shape big = {30, 3, 64, SAMKV_F32};
+    struct fixture_document d;
+    struct samkv_writer *w;
+    uint64_t state = number;
+    char id[32];
+    fixture_document_make(&d, number, big, BIG_TOKENS, 16);
+    must(samkv_writer_begin(s, &d.m, d.tokens, &w, NULL), "begin");
+    for (uint32_t b = 0; b < d.m.blocks; b++) {
+        const void *src[60];
+        size_t piece = 16 * 3 * 64 * sizeof(float), from = fixture_random(&state) % (noise_bytes - 60 * piece);
+        for (size_t i = 0; i < 60; i++)
+            src[i] = noise + from + i * piece;
+        must(samkv_writer_block(w, b, src, NULL), "block");
+    }
+    for (uint32_t l = 0; l < big.layers; l++)
+        must(fixture_write_index(w, &d, l, NULL), "index");
+    snprintf(id, sizeof id, "document-%u", number);
+    must(samkv_writer_commit(w, "c", id, NULL, NULL), "commit");
+    fixture_document_free(&d);
+}
+
+static int make_big(const char *path, double gib)
+{
+    struct samkv_store_options o = {.path = path, .codec = SAMKV_CODEC_RAW};
+    struct samkv_store *s;
+    struct samkv_store_stats stats;
+    size_t noise_bytes = (size_t)8 << 20;
+    uint64_t state = 1;
+    uint8_t *noise = malloc(noise_bytes);
+    for (size_t i = 0; noise && i < noise_bytes; i += 8) {
+        uint64_t r = fixture_random(&state);
+        memcpy(noise + i, &r, sizeof r);
+    }
+    must(samkv_store_open(&o, &s, NULL), "open");
+    struct samkv_collection c = {.name = "c",
+                                 .fingerprint = {1, 2, 3},
+                                 .shape = {30, 3, 64, SAMKV_F32},
+                                 .heads = 6,
+                                 .block_tokens = 16,
+                                 .init_tokens = 16,
+                                 .local_tokens = 16};
+    must(samkv_store_collection_put(s, &c, NULL), "collection");
+    uint32_t count = (uint32_t)(gib * 1073741824.0 / 48.7e6) + 1;
+    for (uint32_t i = 0; i < count; i++)
+        put_big_document(s, i, noise, noise_bytes);
+    must(samkv_store_stats(s, &stats, NULL), "stats");
+    samkv_store_close(s);
+    free(noise);
+    printf("{\"documents\": %u, \"file_bytes\": %llu}\n", count, (unsigned long long)stats.bytes_file);
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     samkv_log_set_level(SAMKV_LOG_ERROR);
@@ -605,6 +666,8 @@ int main(int argc, char **argv)
         return check_log(argv[2], argv[3]);
     if (argc == 6 && !strcmp(argv[1], "worker"))
         return work(argv[2], (uint32_t)atoi(argv[3]), (uint32_t)atoi(argv[4]), argv[5]);
+    if (argc == 4 && !strcmp(argv[1], "big"))
+        return make_big(argv[2], atof(argv[3]));
     make_store();
     int rc = 2;
     if (argc == 4 && !strcmp(argv[1], "bits"))
