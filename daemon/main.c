@@ -17,8 +17,10 @@
 
 static enum samkv_status open_store(const struct samkv_settings *s, struct samkv_store **out, struct samkv_error *err)
 {
-    const struct samkv_store_options options = {
-        .path = s->store, .max_bytes = (uint64_t)s->store_max_bytes, .codec = (enum samkv_codec)s->codec};
+    const struct samkv_store_options options = {.path = s->store,
+                                                .max_bytes = (uint64_t)s->store_max_bytes,
+                                                .codec = (enum samkv_codec)s->codec,
+                                                .direct = s->store_read == 1};
     return samkv_store_open(&options, out, err);
 }
 

@@ -9,7 +9,8 @@
 #include "proto/tensor.h"
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
-static const char *const codecs[] = {"raw", "zstd", NULL};                       /* by enum samkv_codec */
+static const char *const codecs[] = {"raw", "zstd", NULL}; /* by enum samkv_codec */
+static const char *const readings[] = {"cached", "direct", NULL};
 static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
 
 #define AT(field) .offset = offsetof(struct samkv_settings, field)
@@ -35,6 +36,9 @@ static const struct samkv_option table[] = {
     {.name = "store-max-bytes", .env = "SAMKV_STORE_MAX_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
      AT(store_max_bytes), .min = 0, .max = INT64_MAX, .help = "limit of the data file, like 10G; 0: the disk's",
      .default_text = "0"},
+    {.name = "store-read", .env = "SAMKV_STORE_READ", .argument = "HOW", .kind = SAMKV_OPTION_CHOICE, AT(store_read),
+     .choices = readings, .help = "cached, or direct: blocks past the page cache, for stores far larger than memory",
+     .default_text = "cached"},
     {.name = "device-cache-bytes", .env = "SAMKV_DEVICE_CACHE_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
      AT(device_cache_bytes), .min = 0, .max = INT64_MAX,
      .help = "GPU memory for hot documents; 0: a quarter of what the models leave free", .default_text = "0"},

@@ -15,6 +15,7 @@ struct samkv_settings {
     int codec;                /* enum samkv_codec */
     int log_level;            /* enum samkv_log_level */
     int64_t threads, workers; /* 0: by the number of CPUs */
+    int store_read;           /* 0: cached, 1: direct */
     int64_t store_max_bytes;
     int64_t device_cache_bytes, device_reply_bytes; /* 0: a quarter of what the models leave free */
     bool help, version, check_config, dump_config;

@@ -52,6 +52,8 @@ struct samkv_store {
     uint64_t limit_bytes;   /* the map: what the data file cannot exceed */
     const uint8_t *map;     /* where it begins; reading it may raise SIGBUS: only in guarded sections */
     int data_fd;            /* LMDB's descriptor of the data file */
+    bool direct;            /* asked for; */
+    int direct_fd;          /* and where it can be had, else -1 */
     uint64_t reserve_bytes; /* of which new documents leave free, so that removing always has room to work in */
     struct samkv_scratch_pool scratch;
     struct samkv_room_pool rooms;

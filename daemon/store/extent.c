@@ -2,10 +2,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
+#include "daemon/base/log.h"
 #include "daemon/store/environment.h"
 #include "daemon/store/pages.h"
 
@@ -109,6 +112,29 @@ enum samkv_status samkv_extent_read_at(const struct samkv_store *s, uint64_t off
     return SAMKV_OK;
 }
 
+/* What of a range the page cache has, without waiting for the disk: all of it, or nothing. */
+static bool read_cached(const struct samkv_store *s, uint64_t offset, void *to, size_t bytes)
+{
+    struct iovec one = {to, bytes};
+    return preadv2(s->data_fd, &one, 1, (off_t)offset, RWF_NOWAIT) == (ssize_t)bytes;
+}
+
+/* Past the page cache, in whole pages; the value then lies at *at within the room. False: try the other way, which says
+ * what is wrong. */
+static bool read_direct(const struct samkv_store *s, uint64_t offset, uint8_t *to, size_t bytes, size_t *at)
+{
+    uint64_t from = offset / PAGE_ALIGNED * PAGE_ALIGNED;
+    size_t want = (size_t)(offset - from) + bytes, all = (want + PAGE_ALIGNED - 1) / PAGE_ALIGNED * PAGE_ALIGNED;
+    *at = (size_t)(offset - from);
+    for (size_t done = 0; done < want;) {
+        ssize_t n = pread(s->direct_fd, to + done, all - done, (off_t)(from + done));
+        if (n <= 0 || n % PAGE_ALIGNED)
+            return n > 0 && done + (size_t)n >= want;
+        done += (size_t)n;
+    }
+    return true;
+}
+
 bool samkv_extent_is(const struct samkv_store *s, struct samkv_bytes in_map)
 {
     /* Behind the header of any other page stands the table of its nodes, so no value can begin there. */
@@ -123,11 +149,13 @@ enum samkv_status samkv_extent_read(struct samkv_store *s, struct samkv_bytes in
     if (offset >= s->limit_bytes || in_map.size > s->limit_bytes - offset)
         return samkv_fail(err, SAMKV_CORRUPT, "a page of %s/data.mdb is damaged: restart the daemon to check it",
                           s->path);
-    enum samkv_status st = samkv_held_reserve(s, held, in_map.size, err);
+    enum samkv_status st = samkv_held_reserve(s, held, in_map.size + (size_t)2 * PAGE_ALIGNED, err);
+    size_t at = 0;
+    if (st == SAMKV_OK && (s->direct_fd < 0 || (!read_cached(s, offset, held->room->memory, in_map.size) &&
+                                                !read_direct(s, offset, held->room->memory, in_map.size, &at))))
+        st = samkv_extent_read_at(s, offset, held->room->memory + (at = 0), in_map.size, err);
     if (st == SAMKV_OK)
-        st = samkv_extent_read_at(s, offset, held->room->memory, in_map.size, err);
-    if (st == SAMKV_OK)
-        held->bytes = (struct samkv_bytes){held->room->memory, in_map.size};
+        held->bytes = (struct samkv_bytes){held->room->memory + at, in_map.size};
     return st;
 }
 
@@ -166,6 +194,13 @@ enum samkv_status samkv_extent_locate(struct samkv_store *s, struct samkv_error 
     mdb_txn_abort(txn);
     if (rc || !found)
         return samkv_fail(err, SAMKV_IO, "%s/data.mdb cannot be read: check the disk", s->path);
+    if (s->direct && s->direct_fd < 0) {
+        char link[64];
+        snprintf(link, sizeof link, "/proc/self/fd/%d", s->data_fd);
+        s->direct_fd = open(link, O_RDONLY | O_DIRECT | O_CLOEXEC); /* some file systems cannot: then as without */
+        if (s->direct_fd < 0)
+            samkv_log(SAMKV_LOG_WARNING, "store: %s cannot be read past the page cache: %s", s->path, strerror(errno));
+    }
     /* Records are read whole and in no order: what the kernel would read beside them is not wanted. */
     posix_fadvise(s->data_fd, 0, 0, POSIX_FADV_RANDOM);
     return SAMKV_OK;

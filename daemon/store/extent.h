@@ -6,6 +6,9 @@
  * sees one large request. Small values share their page with the keys that LMDB has just compared, and are copied from
  * there.
  *
+ * With the option `direct` what the page cache does not have is read past it (O_DIRECT) and does not enter it: the
+ * disk's full rate for less of the CPU, for a store far larger than memory or a daemon that keeps a cache of its own.
+ *
  * The bytes are those of the snapshot that looked the value up as long as it lives: LMDB writes with pwrite to the same
  * file, and never to a page that a reader may still see.
  *
@@ -50,7 +53,8 @@ enum samkv_status samkv_held_reserve(struct samkv_store *, struct samkv_held *, 
 /* Gives the memory back. Holding nothing is allowed. */
 void samkv_held_release(struct samkv_store *, struct samkv_held *);
 
-/* Finds out where the map begins. Once after the environment was opened, and again after it was opened anew. */
+/* Finds out where the map begins, and opens the file a second time when it is to be read past the page cache. Once
+ * after the environment was opened, and again after it was opened anew. */
 enum samkv_status samkv_extent_locate(struct samkv_store *, struct samkv_error *) SAMKV_MUST_USE;
 
 /* True when the value (an address in the map) lies on pages of its own, false when on a page with others. */

@@ -271,6 +271,8 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory while opening the store");
     }
     s->lock_fd = -1;
+    s->direct_fd = -1;
+    s->direct = o->direct;
     s->read_only = o->read_only;
     s->codec = o->codec;
     s->zstd_level = o->zstd_level;
@@ -294,6 +296,8 @@ void samkv_store_close(struct samkv_store *s)
     samkv_queue_deinit(s);
     if (s->env)
         mdb_env_close(s->env);
+    if (s->direct_fd >= 0)
+        close(s->direct_fd);
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* the lock goes with it */
     samkv_scratch_pool_deinit(&s->scratch);

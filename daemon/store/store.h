@@ -47,6 +47,7 @@ struct samkv_store_options {
     enum samkv_codec codec; /* of new blocks */
     int zstd_level;         /* 0: 1 */
     bool read_only;         /* verify and show beside a running daemon */
+    bool direct;            /* read blocks that are not in the page cache past it, where the file system can */
 };
 
 /*

@@ -12,6 +12,7 @@
  *   map                        the same through a mapping, madvise(WILLNEED) first: what the store did before
  *   record                     look-up and reading, nothing decoded
  *   block                      samkv_snapshot_block
+ *   record_direct, block_direct  the same with the option `direct`
  *   safetensors                the same blocks of one file a document, K and V of a layer a tensor: two preads a layer
  *   redis                      GET of the same K and V as values, from memory: nothing of it is cold
  *   block_warm                 all in the page cache: the rate of decoding
@@ -48,10 +49,24 @@ struct item {
     uint32_t document, block;
 };
 
-enum kind { RAW_DIRECT, RAW_BUFFERED, RAW_AHEAD, MAP, RECORD, BLOCK, BLOCK_WARM, SAFETENSORS, REDIS, KINDS };
+enum kind {
+    RAW_DIRECT,
+    RAW_BUFFERED,
+    RAW_AHEAD,
+    MAP,
+    RECORD,
+    RECORD_DIRECT,
+    BLOCK,
+    BLOCK_DIRECT,
+    BLOCK_WARM,
+    SAFETENSORS,
+    REDIS,
+    KINDS
+};
 
-static const char *const kind_names[KINDS] = {"raw_direct", "raw_buffered", "raw_ahead",   "map",  "record",
-                                              "block",      "block_warm",   "safetensors", "redis"};
+static const char *const kind_names[KINDS] = {"raw_direct", "raw_buffered",  "raw_ahead", "map",
+                                              "record",     "record_direct", "block",     "block_direct",
+                                              "block_warm", "safetensors",   "redis"};
 
 struct bench {
     const char *path;
@@ -60,6 +75,7 @@ struct bench {
     struct samkv_snapshot *snapshot;
     struct samkv_manifest *documents;
     uint32_t document_count;
+    int direct_fd; /* of the store, when it reads past the page cache */
     struct item *items;
     uint64_t item_count;
     size_t stored_bytes; /* of a block, on average */
@@ -217,13 +233,14 @@ static bool on_name(void *arg, const struct samkv_name *name)
 
 static void open_bench(struct bench *b)
 {
-    struct samkv_store_options o = {.path = b->path, .read_only = true};
+    struct samkv_store_options o = {.path = b->path, .read_only = true, .direct = true};
     struct samkv_error err = {0};
     struct stat st;
     if (samkv_store_open(&o, &b->store, &err) != SAMKV_OK ||
         samkv_snapshot_begin(b->store, &b->snapshot, &err) != SAMKV_OK ||
         samkv_snapshot_each_name(b->snapshot, "bench", "", on_name, b, &err) != SAMKV_OK || !b->document_count)
         die(b->path, err.text[0] ? err.text : "holds no documents of `make`");
+    b->direct_fd = b->store->direct_fd;
     const struct samkv_manifest *m = b->documents;
     b->stored_bytes = (size_t)((m->bytes_stored - m->bytes_index) / m->blocks);
     snprintf(b->data, sizeof b->data, "%s/data.mdb", b->path);
@@ -406,9 +423,11 @@ static bool read_one(struct reader *r, uint64_t number)
         break;
     }
     case RECORD:
+    case RECORD_DIRECT:
         ok = read_record(r, it, &bytes);
         break;
     case BLOCK:
+    case BLOCK_DIRECT:
     case BLOCK_WARM:
         ok = samkv_snapshot_block(b->snapshot, &b->documents[it->document], it->block, r->pieces, NULL) == SAMKV_OK;
         break;
@@ -491,6 +510,7 @@ static void measure(struct bench *b, enum kind kind, int count, double seconds)
         b->items[i] = (struct item){(uint32_t)(i / b->documents->blocks), (uint32_t)(i % b->documents->blocks)};
     shuffle(b, among < b->item_count ? among : b->item_count, seed++);
     b->kind = kind;
+    b->store->direct_fd = kind == RECORD_DIRECT || kind == BLOCK_DIRECT ? b->direct_fd : -1;
     b->threads = (unsigned)count;
     b->next = b->bytes = b->blocks = 0;
     if (kind == SAFETENSORS)
@@ -617,6 +637,7 @@ static void run(struct bench *b, int most, double seconds)
                 if (kind != REDIS || b->redis)
                     measure(b, (enum kind)kind, threads, seconds);
     samkv_snapshot_end(b->snapshot);
+    b->store->direct_fd = b->direct_fd;
     samkv_store_close(b->store);
     free(b->items);
     free(b->documents);

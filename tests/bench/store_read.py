@@ -16,7 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integratio
 sys.dont_write_bytecode = True
 from harness import BIN  # noqa: E402
 
-KINDS = ["raw_direct", "raw_buffered", "raw_ahead", "map", "record", "block", "block_warm", "safetensors", "redis"]
+KINDS = ["raw_direct", "raw_buffered", "raw_ahead", "map", "record", "record_direct", "block",
+         "block_direct", "block_warm", "safetensors", "redis"]
 
 
 def fio(path, size, threads, seconds):
@@ -71,7 +72,7 @@ def main(arguments):
         print("%-14s" % kind + "".join("%10s" % ("-" if medians[kind, t] is None else "%.0f" % medians[kind, t])
                                        for t in counts))
     print("%-14s" % "fio direct" + "".join("%10s" % ("-" if beside[t] is None else "%.0f" % beside[t]) for t in counts))
-    for of, to in (("record", "raw_direct"), ("record", "raw_buffered"), ("block", "raw_direct"), ("record", "map")):
+    for of, to in (("record_direct", "raw_direct"), ("block_direct", "raw_direct"), ("record", "raw_buffered"), ("record", "map")):
         print("%-28s" % ("%s / %s" % (of, to)) + " ".join("%.2f" % (medians[of, t] / medians[to, t]) for t in counts))
     return 0
 
