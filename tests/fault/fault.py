@@ -13,7 +13,6 @@ import pathlib
 import random
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -424,5 +423,4 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))
