@@ -146,10 +146,19 @@ static void on_announcement(struct samkv_pending *pending, struct samkv_incoming
 
 static bool may_stream(const struct samkv_pending *pending)
 {
-    if (pending->operation == SAMKV_OPERATION_FETCH)
+    switch (pending->operation) {
+    case SAMKV_OPERATION_FETCH:
         return pending->device_asked;
-    enum samkv_operation operation = pending->operation;
-    return operation == SAMKV_OPERATION_ASK || operation == SAMKV_OPERATION_VERIFY;
+    case SAMKV_OPERATION_ASK:
+    case SAMKV_OPERATION_VERIFY:
+    case SAMKV_OPERATION_REMOVE:
+    case SAMKV_OPERATION_GC:
+    case SAMKV_OPERATION_EXPORT:
+    case SAMKV_OPERATION_IMPORT:
+        return true;
+    default:
+        return false;
+    }
 }
 
 /* What a frame must be to be believed; NULL, or what is wrong with it. */
@@ -213,6 +222,13 @@ static enum samkv_status on_frame(struct samkv_client *client, struct samkv_inco
 enum samkv_status samkv_client_submit(struct samkv_client *client, enum samkv_operation operation,
                                       const ProtobufCMessage *message, uint64_t *request, struct samkv_error *err)
 {
+    return samkv_client_submit_with(client, operation, message, -1, request, err);
+}
+
+enum samkv_status samkv_client_submit_with(struct samkv_client *client, enum samkv_operation operation,
+                                           const ProtobufCMessage *message, int fd, uint64_t *request,
+                                           struct samkv_error *err)
+{
     if (client->failure.status)
         return samkv_fail(err, client->failure.status, "%s", client->failure.text);
     if (client->pending_count >= client->max_in_flight)
@@ -222,7 +238,7 @@ enum samkv_status samkv_client_submit(struct samkv_client *client, enum samkv_op
     if (!done)
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a request");
     struct samkv_frame frame = {.type = (uint16_t)operation, .request_id = client->last_id + 1};
-    enum samkv_status status = samkv_wire_queue(&client->wire, frame, message, client->max_frame_bytes, err);
+    enum samkv_status status = samkv_wire_queue(&client->wire, frame, message, fd, client->max_frame_bytes, err);
     if (status) {
         free(done);
         return status;

@@ -129,6 +129,39 @@ enum samkv_status samkv_client_verify(struct samkv_client *client, const char *c
     return status ? status : wait_for_stream(client, request, on_verify_piece, &sink, reply, err);
 }
 
+struct bundle_sink {
+    bool (*on_progress)(void *arg, const struct samkv_bundle_answer *);
+    void *arg;
+};
+
+static bool on_bundle_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct bundle_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.bundle);
+}
+
+enum samkv_status samkv_client_export(struct samkv_client *client, const struct samkv_export_options *options, int fd,
+                                      bool (*on_progress)(void *arg, const struct samkv_bundle_answer *), void *arg,
+                                      struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct bundle_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_export(client, options, fd, &request, err);
+    return status ? status : wait_for_stream(client, request, on_bundle_piece, &sink, reply, err);
+}
+
+enum samkv_status samkv_client_import(struct samkv_client *client, const struct samkv_import_options *options, int fd,
+                                      bool (*on_progress)(void *arg, const struct samkv_bundle_answer *), void *arg,
+                                      struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct bundle_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_import(client, options, fd, &request, err);
+    return status ? status : wait_for_stream(client, request, on_bundle_piece, &sink, reply, err);
+}
+
 enum samkv_status samkv_client_list(struct samkv_client *client, const char *collection, const char *after,
                                     uint32_t limit, struct samkv_reply *reply, struct samkv_error *err)
 {
@@ -163,6 +196,68 @@ enum samkv_status samkv_client_remove(struct samkv_client *client, const char *c
     clear(reply);
     enum samkv_status status = samkv_client_submit_remove(client, collection, ids, count, &request, err);
     return status ? status : wait_for(client, request, reply, err);
+}
+
+struct remove_sink {
+    bool (*on_progress)(void *arg, const struct samkv_remove_answer *);
+    void *arg;
+};
+
+static bool on_remove_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct remove_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.remove);
+}
+
+enum samkv_status samkv_client_remove_collection(struct samkv_client *client, const char *collection,
+                                                 bool (*on_progress)(void *arg, const struct samkv_remove_answer *),
+                                                 void *arg, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct remove_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_remove_collection(client, collection, &request, err);
+    return status ? status : wait_for_stream(client, request, on_remove_piece, &sink, reply, err);
+}
+
+enum samkv_status samkv_client_pin(struct samkv_client *client, const char *collection, const char *const *ids,
+                                   size_t count, bool pin, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_pin(client, collection, ids, count, pin, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_configure(struct samkv_client *client, const char *collection, int64_t quota_bytes,
+                                         int64_t ttl_s, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_configure(client, collection, quota_bytes, ttl_s, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+struct gc_sink {
+    bool (*on_progress)(void *arg, const struct samkv_gc_answer *);
+    void *arg;
+};
+
+static bool on_gc_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct gc_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.gc);
+}
+
+enum samkv_status samkv_client_gc(struct samkv_client *client,
+                                  bool (*on_progress)(void *arg, const struct samkv_gc_answer *), void *arg,
+                                  struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct gc_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_gc(client, &request, err);
+    return status ? status : wait_for_stream(client, request, on_gc_piece, &sink, reply, err);
 }
 
 enum samkv_status samkv_client_status(struct samkv_client *client, struct samkv_reply *reply, struct samkv_error *err)

@@ -105,7 +105,7 @@ static enum samkv_status shake_hands(struct samkv_client *client, struct samkv_e
     hello.version_min = hello.version_max = SAMKV_PROTOCOL_VERSION;
     hello.agent = agent;
     enum samkv_status status = samkv_wire_queue(&client->wire, (struct samkv_frame){.type = SAMKV_TYPE_HELLO},
-                                                &hello.base, SAMKV_MAX_FRAME_BYTES, err);
+                                                &hello.base, -1, SAMKV_MAX_FRAME_BYTES, err);
     struct samkv_incoming incoming;
     if (status || (status = await_frame(client, &incoming, err)))
         return status;

@@ -51,8 +51,9 @@ struct samkv_wire {
 void samkv_wire_init(struct samkv_wire *, int socket);
 void samkv_wire_deinit(struct samkv_wire *);
 
-/* Appends a frame with this message to what is to be sent. TOO_LARGE when its payload exceeds max_bytes. */
-enum samkv_status samkv_wire_queue(struct samkv_wire *, struct samkv_frame, const ProtobufCMessage *,
+/* Appends a frame with this message to what is to be sent, with a copy of fd (-1: none). TOO_LARGE when its payload
+ * exceeds max_bytes. */
+enum samkv_status samkv_wire_queue(struct samkv_wire *, struct samkv_frame, const ProtobufCMessage *, int fd,
                                    uint64_t max_bytes, struct samkv_error *) SAMKV_MUST_USE;
 bool samkv_wire_pending(const struct samkv_wire *);
 
@@ -101,6 +102,9 @@ struct samkv_client {
 
 enum samkv_status samkv_client_submit(struct samkv_client *, enum samkv_operation, const ProtobufCMessage *,
                                       uint64_t *request, struct samkv_error *) SAMKV_MUST_USE;
+/* The same with a descriptor, of which a copy goes along; -1: none. */
+enum samkv_status samkv_client_submit_with(struct samkv_client *, enum samkv_operation, const ProtobufCMessage *,
+                                           int fd, uint64_t *request, struct samkv_error *) SAMKV_MUST_USE;
 
 /* Waits for the next answer or piece of this request. */
 void samkv_client_wait(struct samkv_client *, uint64_t request, struct samkv_reply *out);
@@ -114,7 +118,7 @@ int64_t samkv_client_now_ms(void);
 
 struct samkv_reply_memory {
     ProtobufCMessage *message; /* strings of the answer point into it */
-    void *arrays[2];
+    void *arrays[3];
 };
 
 /* Fills an answer, failed ones included, from a frame whose fd and payload it uses up. out->status tells how it went.

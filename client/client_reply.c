@@ -138,7 +138,12 @@ static struct samkv_document_info document_info(const Samkv__Document *d)
                                         .bytes_raw = d->bytes_raw,
                                         .bytes_stored = d->bytes_stored,
                                         .bytes_index = d->bytes_index,
-                                        .created_unix_s = d->created_unix_s};
+                                        .created_unix_s = d->created_unix_s,
+                                        .pinned = d->pinned,
+                                        .put_unix_s = d->put_unix_s,
+                                        .expires_unix_s = d->expires_unix_s,
+                                        .used_unix_s = d->used_unix_s,
+                                        .uses = d->uses};
 }
 
 static struct samkv_collection_info collection_info(const Samkv__Collection *c)
@@ -151,7 +156,11 @@ static struct samkv_collection_info collection_info(const Samkv__Collection *c)
                                           .init_tokens = c->init_tokens,
                                           .local_tokens = c->local_tokens,
                                           .preamble_tokens = c->preamble_tokens,
-                                          .documents = c->documents};
+                                          .documents = c->documents,
+                                          .quota_bytes = c->quota_bytes,
+                                          .ttl_s = c->ttl_s,
+                                          .bytes_raw = c->bytes_raw,
+                                          .bytes_stored = c->bytes_stored};
 }
 
 static enum samkv_status fill_list(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
@@ -203,8 +212,11 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
     const Samkv__StatusReply *m = (const Samkv__StatusReply *)message;
     struct samkv_model_info *models = array(reply, 0, m->n_models, sizeof *models);
     struct samkv_counter *counters = array(reply, 1, m->n_counters, sizeof *counters);
-    if (!models || !counters)
+    struct samkv_collection_info *collections = array(reply, 2, m->n_collection_list, sizeof *collections);
+    if (!models || !counters || !collections)
         return no_memory(err);
+    for (size_t i = 0; i < m->n_collection_list; i++)
+        collections[i] = collection_info(m->collection_list[i]);
     for (size_t i = 0; i < m->n_models; i++) {
         const Samkv__ModelStatus *s = m->models[i];
         models[i] = (struct samkv_model_info){.name = s->name,
@@ -234,7 +246,15 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
                                                         .models = models,
                                                         .model_count = m->n_models,
                                                         .counters = counters,
-                                                        .counter_count = m->n_counters};
+                                                        .counter_count = m->n_counters,
+                                                        .bytes_disk_free = m->bytes_disk_free,
+                                                        .bytes_reclaimable = m->bytes_reclaimable,
+                                                        .oldest_reader_s = m->oldest_reader_s,
+                                                        .evictions = m->evictions,
+                                                        .evicted_bytes = m->evicted_bytes,
+                                                        .expirations = m->expirations,
+                                                        .collection_list = collections,
+                                                        .collection_count = m->n_collection_list};
     return SAMKV_OK;
 }
 
@@ -254,6 +274,55 @@ static enum samkv_status fill_verify(struct samkv_reply *reply, const ProtobufCM
     return SAMKV_OK;
 }
 
+static enum samkv_status fill_bundle(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                     struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__BundleReply *m = (const Samkv__BundleReply *)message;
+    reply->answer.bundle = (struct samkv_bundle_answer){.collection = m->collection,
+                                                        .last_id = m->last_id,
+                                                        .names = m->names,
+                                                        .names_total = m->names_total,
+                                                        .documents = m->documents,
+                                                        .bytes = m->bytes,
+                                                        .skipped = m->skipped,
+                                                        .replaced = m->replaced,
+                                                        .kept = m->kept};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_configure(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                        struct samkv_error *err)
+{
+    const Samkv__ConfigureReply *m = (const Samkv__ConfigureReply *)message;
+    if (!m->collection)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer lacks the collection");
+    reply->answer.configure =
+        (struct samkv_configure_answer){.collection = collection_info(m->collection), .evicted = m->evicted};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_pin(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__PinReply *m = (const Samkv__PinReply *)message;
+    reply->answer.pin = (struct samkv_pin_answer){
+        .pinned = m->pinned, .missing = (const char *const *)m->missing, .missing_count = m->n_missing};
+    return SAMKV_OK;
+}
+
+static enum samkv_status fill_gc(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__GcReply *m = (const Samkv__GcReply *)message;
+    reply->answer.gc = (struct samkv_gc_answer){.names_expired = m->names_expired,
+                                                .names_orphaned = m->names_orphaned,
+                                                .documents_unreferenced = m->documents_unreferenced,
+                                                .documents_unfinished = m->documents_unfinished,
+                                                .bytes_freed = m->bytes_freed};
+    return SAMKV_OK;
+}
+
 /* ------------------------------------------------------------------ decoding */
 
 static const struct operation {
@@ -269,6 +338,11 @@ static const struct operation {
     [SAMKV_OPERATION_REMOVE] = {&samkv__remove_reply__descriptor, fill_remove},
     [SAMKV_OPERATION_STATUS] = {&samkv__status_reply__descriptor, fill_status},
     [SAMKV_OPERATION_VERIFY] = {&samkv__verify_reply__descriptor, fill_verify},
+    [SAMKV_OPERATION_EXPORT] = {&samkv__bundle_reply__descriptor, fill_bundle},
+    [SAMKV_OPERATION_IMPORT] = {&samkv__bundle_reply__descriptor, fill_bundle},
+    [SAMKV_OPERATION_CONFIGURE] = {&samkv__configure_reply__descriptor, fill_configure},
+    [SAMKV_OPERATION_PIN] = {&samkv__pin_reply__descriptor, fill_pin},
+    [SAMKV_OPERATION_GC] = {&samkv__gc_reply__descriptor, fill_gc},
 };
 
 static enum samkv_status decode(struct samkv_reply *out, struct samkv_incoming *incoming, struct samkv_error *err)
@@ -300,6 +374,7 @@ static void release(struct samkv_reply *reply)
     protobuf_c_message_free_unpacked(reply->owner->message, NULL);
     free(reply->owner->arrays[0]);
     free(reply->owner->arrays[1]);
+    free(reply->owner->arrays[2]);
     free(reply->owner);
     reply->owner = NULL;
 }

@@ -26,7 +26,8 @@ static Samkv__Tokens *tokens_of(Samkv__Tokens *message, const int32_t *ids, size
 
 void samkv_document_init(struct samkv_document *document)
 {
-    *document = (struct samkv_document){.spec = {.block_tokens = -1, .init_tokens = -1, .local_tokens = -1}};
+    *document = (struct samkv_document){
+        .spec = {.block_tokens = -1, .init_tokens = -1, .local_tokens = -1, .quota_bytes = -1, .ttl_s = -1}};
 }
 
 void samkv_fetch_options_init(struct samkv_fetch_options *options)
@@ -61,6 +62,14 @@ static void fill_spec(Samkv__CollectionSpec *spec, Samkv__Tokens *preamble, cons
     SET_OPTIONAL(spec, block_size, SAMKV__COLLECTION_SPEC__BLOCK_SIZE_GIVEN_BLOCK_SIZE, from->block_tokens);
     SET_OPTIONAL(spec, init_tokens, SAMKV__COLLECTION_SPEC__INIT_TOKENS_GIVEN_INIT_TOKENS, from->init_tokens);
     SET_OPTIONAL(spec, local_tokens, SAMKV__COLLECTION_SPEC__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS, from->local_tokens);
+    if (from->quota_bytes >= 0) {
+        spec->quota_given_case = SAMKV__COLLECTION_SPEC__QUOTA_GIVEN_QUOTA_BYTES;
+        spec->quota_bytes = (uint64_t)from->quota_bytes;
+    }
+    if (from->ttl_s >= 0) {
+        spec->ttl_given_case = SAMKV__COLLECTION_SPEC__TTL_GIVEN_TTL_S;
+        spec->ttl_s = (uint64_t)from->ttl_s;
+    }
 }
 
 enum samkv_status samkv_client_submit_ingest(struct samkv_client *client, const struct samkv_document *document,
@@ -173,6 +182,49 @@ enum samkv_status samkv_client_submit_remove(struct samkv_client *client, const 
     return samkv_client_submit(client, SAMKV_OPERATION_REMOVE, &message.base, request, err);
 }
 
+enum samkv_status samkv_client_submit_remove_collection(struct samkv_client *client, const char *collection,
+                                                        uint64_t *request, struct samkv_error *err)
+{
+    Samkv__RemoveRequest message = SAMKV__REMOVE_REQUEST__INIT;
+    message.collection = text(collection);
+    message.all = true;
+    return samkv_client_submit(client, SAMKV_OPERATION_REMOVE, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_pin(struct samkv_client *client, const char *collection, const char *const *ids,
+                                          size_t count, bool pin, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__PinRequest message = SAMKV__PIN_REQUEST__INIT;
+    message.collection = text(collection);
+    message.ids = (char **)ids;
+    message.n_ids = count;
+    message.unpin = !pin;
+    return samkv_client_submit(client, SAMKV_OPERATION_PIN, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_configure(struct samkv_client *client, const char *collection,
+                                                int64_t quota_bytes, int64_t ttl_s, uint64_t *request,
+                                                struct samkv_error *err)
+{
+    Samkv__ConfigureRequest message = SAMKV__CONFIGURE_REQUEST__INIT;
+    message.collection = text(collection);
+    if (quota_bytes >= 0) {
+        message.quota_given_case = SAMKV__CONFIGURE_REQUEST__QUOTA_GIVEN_QUOTA_BYTES;
+        message.quota_bytes = (uint64_t)quota_bytes;
+    }
+    if (ttl_s >= 0) {
+        message.ttl_given_case = SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S;
+        message.ttl_s = (uint64_t)ttl_s;
+    }
+    return samkv_client_submit(client, SAMKV_OPERATION_CONFIGURE, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_gc(struct samkv_client *client, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__GcRequest message = SAMKV__GC_REQUEST__INIT;
+    return samkv_client_submit(client, SAMKV_OPERATION_GC, &message.base, request, err);
+}
+
 enum samkv_status samkv_client_submit_status(struct samkv_client *client, uint64_t *request, struct samkv_error *err)
 {
     Samkv__StatusRequest message = SAMKV__STATUS_REQUEST__INIT;
@@ -186,4 +238,32 @@ enum samkv_status samkv_client_submit_verify(struct samkv_client *client, const 
     message.collection = text(collection);
     message.repair = repair;
     return samkv_client_submit(client, SAMKV_OPERATION_VERIFY, &message.base, request, err);
+}
+
+static enum samkv_status submit_bundle(struct samkv_client *client, enum samkv_operation operation,
+                                       const ProtobufCMessage *message, int fd, uint64_t *request,
+                                       struct samkv_error *err)
+{
+    if (fd < 0)
+        return samkv_fail(err, SAMKV_INVALID, "a bundle needs a descriptor to go to or come from: open one first");
+    return samkv_client_submit_with(client, operation, message, fd, request, err);
+}
+
+enum samkv_status samkv_client_submit_export(struct samkv_client *client, const struct samkv_export_options *options,
+                                             int fd, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__ExportRequest message = SAMKV__EXPORT_REQUEST__INIT;
+    message.collection = text(options->collection);
+    message.after = text(options->after);
+    message.resume = options->resume;
+    return submit_bundle(client, SAMKV_OPERATION_EXPORT, &message.base, fd, request, err);
+}
+
+enum samkv_status samkv_client_submit_import(struct samkv_client *client, const struct samkv_import_options *options,
+                                             int fd, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__ImportRequest message = SAMKV__IMPORT_REQUEST__INIT;
+    message.collection = text(options->collection);
+    message.keep = options->keep;
+    return submit_bundle(client, SAMKV_OPERATION_IMPORT, &message.base, fd, request, err);
 }

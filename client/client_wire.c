@@ -9,6 +9,7 @@
 struct samkv_wire_item {
     struct samkv_wire_item *next;
     size_t bytes, sent;
+    struct samkv_fds fds; /* owned; they go with the first byte */
     uint8_t data[];
 };
 
@@ -32,6 +33,7 @@ static void drop_queue(struct samkv_wire *wire)
     while (wire->head) {
         struct samkv_wire_item *item = wire->head;
         wire->head = item->next;
+        samkv_fds_close(&item->fds);
         free(item);
     }
     wire->tail = &wire->head;
@@ -47,7 +49,7 @@ void samkv_wire_deinit(struct samkv_wire *wire)
 }
 
 enum samkv_status samkv_wire_queue(struct samkv_wire *wire, struct samkv_frame frame, const ProtobufCMessage *message,
-                                   uint64_t max_bytes, struct samkv_error *err)
+                                   int fd, uint64_t max_bytes, struct samkv_error *err)
 {
     size_t bytes = protobuf_c_message_get_packed_size(message);
     if (bytes > max_bytes || bytes > UINT32_MAX)
@@ -59,6 +61,16 @@ enum samkv_status samkv_wire_queue(struct samkv_wire *wire, struct samkv_frame f
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a request of %zu bytes", bytes);
     item->next = NULL;
     item->sent = 0;
+    item->fds = (struct samkv_fds){.count = 0};
+    if (fd >= 0) {
+        item->fds.fd[0] = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        item->fds.count = item->fds.fd[0] >= 0;
+        if (!item->fds.count) {
+            int errnum = errno;
+            free(item);
+            return samkv_fail_errno(err, errnum, "cannot pass the descriptor on");
+        }
+    }
     item->bytes = SAMKV_FRAME_HEADER_BYTES + bytes;
     frame.payload_bytes = (uint32_t)bytes;
     samkv_frame_encode(&frame, item->data);
@@ -77,7 +89,8 @@ enum samkv_status samkv_wire_flush(struct samkv_wire *wire, struct samkv_error *
 {
     while (wire->head) {
         struct samkv_wire_item *item = wire->head;
-        ssize_t n = samkv_socket_send(wire->socket, item->data + item->sent, item->bytes - item->sent, NULL);
+        ssize_t n = samkv_socket_send(wire->socket, item->data + item->sent, item->bytes - item->sent,
+                                      item->sent ? NULL : &item->fds);
         if (n == -EAGAIN)
             return SAMKV_OK;
         if (n == -EPIPE || n == -ECONNRESET) {
@@ -88,6 +101,7 @@ enum samkv_status samkv_wire_flush(struct samkv_wire *wire, struct samkv_error *
         if (n < 0)
             return samkv_fail_errno(err, (int)-n, "cannot send to the daemon");
         item->sent += (size_t)n;
+        samkv_fds_close(&item->fds);
         if (item->sent < item->bytes)
             continue;
         wire->head = item->next;

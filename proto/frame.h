@@ -2,8 +2,9 @@
 /*
  * Frames: what carries a message over the socket. 16 bytes of header, little-endian, then the payload:
  *   u32 payload_bytes | u16 type | u16 flags | u64 request_id
- * File descriptors, when the FD flag is set, travel as SCM_RIGHTS with the frame's first byte.
- * Pure functions over bytes, and two calls that move bytes and descriptors over a socket. Normative text: PROTOCOL.md.
+ * File descriptors, when the FD flag is set, travel as SCM_RIGHTS with the frame's first byte; so does that of an
+ * EXPORT or IMPORT request, without the flag. Pure functions over bytes, and two calls that move bytes and descriptors
+ * over a socket. Normative text: PROTOCOL.md.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -23,7 +24,7 @@
 /* clang-format off */
 #define SAMKV_TYPE_MAP(X)                                                                          \
     X(HELLO, 1) X(PING, 2) X(INGEST, 3) X(FETCH, 4) X(ASK, 5) X(LIST, 6) X(SHOW, 7) X(REMOVE, 8)   \
-    X(STATUS, 9) X(VERIFY, 10)
+    X(STATUS, 9) X(VERIFY, 10) X(CONFIGURE, 11) X(PIN, 12) X(GC, 13) X(EXPORT, 14) X(IMPORT, 15)
 /* clang-format on */
 enum samkv_frame_type {
 #define SAMKV_TYPE_ENUM(name, value) SAMKV_TYPE_##name = value,

@@ -107,10 +107,15 @@ enum samkv_status ctl_parse_integer(const char *text, int64_t min, int64_t max, 
 enum samkv_status ctl_parse_real(const char *text, double min, double max, double *out,
                                  struct samkv_error *) SAMKV_MUST_USE;
 
+/* "10G" (K, M, G, T: powers of 1024), "7d" (s, m, h, d, w); plain numbers are bytes and seconds. "none" is 0. */
+enum samkv_status ctl_parse_bytes(const char *text, int64_t *out, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status ctl_parse_duration(const char *text, int64_t *out, struct samkv_error *) SAMKV_MUST_USE;
+
 /* ------------------------------------------------------------------ commands */
 
 extern const struct ctl_command ctl_command_ingest, ctl_command_fetch, ctl_command_ask, ctl_command_ls,
-    ctl_command_show, ctl_command_rm, ctl_command_status, ctl_command_ping, ctl_command_verify;
+    ctl_command_show, ctl_command_rm, ctl_command_status, ctl_command_ping, ctl_command_verify, ctl_command_export,
+    ctl_command_import, ctl_command_pin, ctl_command_unpin, ctl_command_set, ctl_command_gc;
 
 /* ctl->client; CTL_DONE, or what to exit with after saying why. */
 int ctl_connect(struct ctl *);

@@ -30,8 +30,18 @@ struct ingest_args {
     struct ctl_common common;
     const char *model, *collection, *preamble;
     struct ctl_tokens preamble_tokens;
-    int64_t block_size, init_tokens, local_tokens, chunk_tokens;
+    int64_t block_size, init_tokens, local_tokens, chunk_tokens, quota_bytes, ttl_s;
 };
+
+static enum samkv_status apply_quota(void *args, const char *value, struct samkv_error *err)
+{
+    return ctl_parse_bytes(value, &((struct ingest_args *)args)->quota_bytes, err);
+}
+
+static enum samkv_status apply_ttl(void *args, const char *value, struct samkv_error *err)
+{
+    return ctl_parse_duration(value, &((struct ingest_args *)args)->ttl_s, err);
+}
 
 static const struct ctl_option options[] = {
     {"collection", "NAME", CTL_TEXT, offsetof(struct ingest_args, collection), "where they go [default]"},
@@ -44,6 +54,16 @@ static const struct ctl_option options[] = {
      .min = 0, .max = UINT32_MAX},
     {"local-tokens", "N", CTL_INTEGER, offsetof(struct ingest_args, local_tokens), "anchors at documents' ends [16]",
      .min = 0, .max = UINT32_MAX},
+    {.name = "quota",
+     .value = "SIZE",
+     .kind = CTL_CUSTOM,
+     .apply = apply_quota,
+     .help = "of a new collection's documents, like 10G [none]"},
+    {.name = "ttl",
+     .value = "TIME",
+     .kind = CTL_CUSTOM,
+     .apply = apply_ttl,
+     .help = "after which a new collection's ids go, like 7d [never]"},
     {"chunk-tokens", "N", CTL_INTEGER, offsetof(struct ingest_args, chunk_tokens),
      "split longer documents into ID#1, ID#2, ..", .min = 1, .max = UINT32_MAX},
     {"json", NULL, CTL_FLAG, offsetof(struct ctl_common, json), "print one JSON object"},
@@ -53,7 +73,7 @@ static const struct ctl_option options[] = {
 static void defaults(void *args)
 {
     struct ingest_args *a = args;
-    a->block_size = a->init_tokens = a->local_tokens = -1;
+    a->block_size = a->init_tokens = a->local_tokens = a->quota_bytes = a->ttl_s = -1;
 }
 
 /* A document on its way. Kept until it is answered: a busy daemon gets it again. */
@@ -198,6 +218,8 @@ static void send_document(struct ingest *in, struct flight *flight)
         .block_tokens = args->block_size,
         .init_tokens = args->init_tokens,
         .local_tokens = args->local_tokens,
+        .quota_bytes = args->quota_bytes,
+        .ttl_s = args->ttl_s,
     };
     flight->waiting = false;
     if (!samkv_client_submit_ingest(in->ctl->client, &d, &flight->request, &err))
@@ -474,7 +496,8 @@ const struct ctl_command ctl_command_ingest = {
         "A .jsonl file, or - for standard input, has a document a line: {\"id\", \"text\" or \"tokens\", \"title\"?}.\n"
         "The id of a text file is its path below the given directory, or its name. Hidden files are passed over.\n"
         "What is there already is skipped; the same id with other content replaces it. Ctrl-C keeps what is\n"
-        "finished. Model, preamble, block size and anchors belong to the collection: its first ingest sets them.",
+        "finished. Model, preamble, block size, anchors, quota and TTL belong to the collection: its first ingest\n"
+        "sets them; samkvctl set changes the last two.",
     .options = {options},
     .args_bytes = sizeof(struct ingest_args),
     .defaults = defaults,

@@ -45,6 +45,11 @@ json_t *ctl_json_documents(const struct samkv_document_info *documents, size_t c
         json_object_set_new(o, "bytes_index", whole(d->bytes_index));
         json_object_set_new(o, "created_unix_s", json_integer(d->created_unix_s));
         json_object_set_new(o, "key", ctl_json_text(d->key));
+        json_object_set_new(o, "pinned", json_boolean(d->pinned));
+        json_object_set_new(o, "put_unix_s", json_integer(d->put_unix_s));
+        json_object_set_new(o, "expires_unix_s", json_integer(d->expires_unix_s));
+        json_object_set_new(o, "used_unix_s", json_integer(d->used_unix_s));
+        json_object_set_new(o, "uses", whole(d->uses));
         json_array_append_new(list, o);
     }
     return list;
@@ -61,6 +66,12 @@ json_t *ctl_json_collection(const struct samkv_collection_info *c)
     json_object_set_new(o, "local_tokens", whole(c->local_tokens));
     json_object_set_new(o, "preamble_tokens", whole(c->preamble_tokens));
     json_object_set_new(o, "documents", whole(c->documents));
+    json_object_set_new(o, "quota_bytes", whole(c->quota_bytes));
+    json_object_set_new(o, "ttl_s", whole(c->ttl_s));
+    json_object_set_new(o, "bytes_raw", whole(c->bytes_raw));
+    json_object_set_new(o, "bytes_stored", whole(c->bytes_stored));
+    json_object_set_new(o, "ratio",
+                        ctl_json_real(c->bytes_stored ? (double)c->bytes_raw / (double)c->bytes_stored : 0));
     json_object_set_new(o, "fingerprint", ctl_json_text(c->fingerprint));
     return o;
 }

@@ -26,7 +26,7 @@ static void print_document(const struct samkv_show_answer *a)
 {
     const struct samkv_document_info *d = &a->document;
     const struct samkv_collection_info *c = &a->collection;
-    struct ctl_buffer tokens, raw, stored, index, added;
+    struct ctl_buffer tokens, raw, stored, index, added, used, expires;
     field("id", d->id);
     if (*d->title)
         field("title", d->title);
@@ -37,6 +37,15 @@ static void print_document(const struct samkv_show_answer *a)
     printf("%-12s%s for %s of KV, index included (%s)\n", "stored", ctl_bytes(&stored, d->bytes_stored),
            ctl_bytes(&raw, d->bytes_raw), ctl_bytes(&index, d->bytes_index));
     field("added", ctl_time(&added, d->created_unix_s));
+    if (d->uses)
+        printf("%-12s%llu time%s, last %s\n", "used", (unsigned long long)d->uses, d->uses == 1 ? "" : "s",
+               ctl_time(&used, d->used_unix_s));
+    else
+        field("used", "never");
+    if (d->pinned)
+        field("pinned", "yes: neither evicted nor expiring");
+    else if (d->expires_unix_s)
+        field("expires", ctl_time(&expires, d->expires_unix_s));
     field("key", d->key);
     if (!a->text_bytes)
         return;

@@ -40,6 +40,9 @@ int ctl_width(const char *text);
  */
 int ctl_put(FILE *, const char *text, size_t bytes, int columns, bool multiline);
 
+/* A time to live as options take it: "7d", "12h", "90s". */
+const char *ctl_span(struct ctl_buffer *, uint64_t seconds);
+
 /* ------------------------------------------------------------------ tables */
 
 #define CTL_MAX_COLUMNS 8

@@ -103,6 +103,7 @@ struct samkv_collection_options {
     const int32_t *preamble_tokens; /* instead of text */
     size_t preamble_token_count;
     int64_t block_tokens, init_tokens, local_tokens; /* -1: as stored, else 16, 16, 16 */
+    int64_t quota_bytes, ttl_s; /* of stored bytes; seconds that an id lives. -1: as stored, else 0: none */
 };
 
 /* One document. samkv_document_init gives the defaults. */
@@ -269,6 +270,11 @@ struct samkv_document_info {
     uint32_t tokens, blocks;
     uint64_t bytes_raw, bytes_stored, bytes_index;
     int64_t created_unix_s;
+    bool pinned;            /* survives eviction and TTL */
+    int64_t put_unix_s;     /* when the id was last ingested; 0: not known */
+    int64_t expires_unix_s; /* by the collection's TTL; 0: never */
+    int64_t used_unix_s;    /* by a fetch; 0: never */
+    uint64_t uses;
 };
 
 struct samkv_collection_info {
@@ -276,6 +282,8 @@ struct samkv_collection_info {
     const char *fingerprint; /* of the model, hex */
     uint32_t block_tokens, init_tokens, local_tokens, preamble_tokens;
     uint64_t documents;
+    uint64_t quota_bytes, ttl_s;      /* 0: none */
+    uint64_t bytes_raw, bytes_stored; /* of its documents; what another collection has too counts in both */
 };
 
 struct samkv_model_info {
@@ -300,6 +308,11 @@ enum samkv_operation {
     SAMKV_OPERATION_REMOVE = 8,
     SAMKV_OPERATION_STATUS = 9,
     SAMKV_OPERATION_VERIFY = 10,
+    SAMKV_OPERATION_CONFIGURE = 11,
+    SAMKV_OPERATION_PIN = 12,
+    SAMKV_OPERATION_GC = 13,
+    SAMKV_OPERATION_EXPORT = 14,
+    SAMKV_OPERATION_IMPORT = 15,
 };
 
 struct samkv_ingest_answer {
@@ -347,6 +360,29 @@ struct samkv_status_answer {
     size_t model_count;
     const struct samkv_counter *counters;
     size_t counter_count;
+    uint64_t bytes_disk_free;   /* of the store's file system */
+    uint64_t bytes_reclaimable; /* pages of the data file that hold nothing */
+    uint64_t oldest_reader_s;   /* for how long the oldest reader has kept freed pages from being used again */
+    uint64_t evictions, evicted_bytes, expirations;      /* since the daemon's start */
+    const struct samkv_collection_info *collection_list; /* by name, the first hundred; `documents` counts ids */
+    size_t collection_count;
+};
+
+struct samkv_configure_answer {
+    struct samkv_collection_info collection; /* as it is now; `documents` counts ids */
+    uint64_t evicted;                        /* documents that went because the quota was lowered */
+};
+
+struct samkv_pin_answer {
+    uint32_t pinned;            /* or unpinned */
+    const char *const *missing; /* [missing_count] ids that were not there */
+    size_t missing_count;
+};
+
+struct samkv_gc_answer {
+    uint64_t names_expired, names_orphaned; /* orphaned: of collections that are gone */
+    uint64_t documents_unreferenced, documents_unfinished;
+    uint64_t bytes_freed;
 };
 
 struct samkv_verify_answer {
@@ -355,7 +391,17 @@ struct samkv_verify_answer {
     size_t damaged_id_count;
 };
 
-/* One answer, or one piece of a streamed one (ask, verify). */
+struct samkv_bundle_answer {
+    const char *collection;
+    const char *last_id;         /* of the last document that is done */
+    uint64_t names, names_total; /* documents by id that are done, and all of them; total 0: not known */
+    uint64_t documents, bytes;   /* whole documents in the bundle, and its bytes, so far */
+    uint64_t skipped;            /* import: of names, were there already */
+    uint64_t replaced;           /* import: stood for something else */
+    uint64_t kept;               /* import: stand for something else, and still do */
+};
+
+/* One answer, or one piece of a streamed one (ask, verify, export, import, gc, remove of a collection). */
 struct samkv_reply {
     uint64_t request; /* what submit gave */
     enum samkv_operation operation;
@@ -371,6 +417,10 @@ struct samkv_reply {
         struct samkv_remove_answer remove;
         struct samkv_status_answer status;
         struct samkv_verify_answer verify;
+        struct samkv_bundle_answer bundle; /* export, import */
+        struct samkv_configure_answer configure;
+        struct samkv_pin_answer pin;
+        struct samkv_gc_answer gc;
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;
@@ -417,12 +467,66 @@ SAMKV_API enum samkv_status samkv_client_show(struct samkv_client *, const char 
 SAMKV_API enum samkv_status samkv_client_remove(struct samkv_client *, const char *collection, const char *const *ids,
                                                 size_t count, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
+/* A whole collection with its documents, pinned ones too. on_progress as on_text above. */
+SAMKV_API enum samkv_status
+samkv_client_remove_collection(struct samkv_client *, const char *collection,
+                               bool (*on_progress)(void *arg, const struct samkv_remove_answer *), void *arg,
+                               struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* Pinned ids survive eviction and TTL; pin false: no longer. Ids that are not there are no failure. */
+SAMKV_API enum samkv_status samkv_client_pin(struct samkv_client *, const char *collection, const char *const *ids,
+                                             size_t count, bool pin, struct samkv_reply *reply,
+                                             struct samkv_error *err) SAMKV_MUST_USE;
+
+/* Changes a collection's quota and TTL; -1 leaves one as it is, 0 lifts it. A lowered quota evicts before the answer.
+ */
+SAMKV_API enum samkv_status samkv_client_configure(struct samkv_client *, const char *collection, int64_t quota_bytes,
+                                                   int64_t ttl_s, struct samkv_reply *reply,
+                                                   struct samkv_error *err) SAMKV_MUST_USE;
+
+/* Removes what nobody needs: expired ids, documents that nothing refers to, what ingests left behind. */
+SAMKV_API enum samkv_status samkv_client_gc(struct samkv_client *,
+                                            bool (*on_progress)(void *arg, const struct samkv_gc_answer *), void *arg,
+                                            struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_status(struct samkv_client *, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
 
 /* collection NULL or "": all of them. on_progress as on_text above. Damage found is OK: see the answer. */
 SAMKV_API enum samkv_status samkv_client_verify(struct samkv_client *, const char *collection, bool repair,
                                                 bool (*on_progress)(void *arg, const struct samkv_verify_answer *),
+                                                void *arg, struct samkv_reply *reply,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+
+/*
+ * Bundles: a collection as one stream of bytes, to be kept or imported elsewhere. fd is a file, pipe or stream socket,
+ * which the daemon itself writes to or reads from, from where it stands; it stays the caller's, and must not be used
+ * before the call returns. on_progress as above; a call that it ends leaves the daemon at work until the client is
+ * closed.
+ *
+ * export: documents in order of their ids, as they were when it began. resume: fd is a file, open for reading and
+ * writing, with the beginning of an export of this collection: what is whole of it stays, the rest is written behind
+ * it. IO: nobody reads the pipe; FULL; CORRUPT: a document is damaged, verify with repair first.
+ *
+ * import: what was imported when it ends early stays, and the same import goes on behind it. MISMATCH: made with
+ * another model, or the collection exists and is another one. CORRUPT: damaged or cut off. FULL.
+ */
+struct samkv_export_options {
+    const char *collection; /* NULL: "default" */
+    const char *after;      /* only documents whose id is above; NULL: all */
+    bool resume;
+};
+
+struct samkv_import_options {
+    const char *collection; /* to import into; NULL: as the bundle says */
+    bool keep;              /* ids that stand for something else stay as they are; else they are replaced */
+};
+
+SAMKV_API enum samkv_status samkv_client_export(struct samkv_client *, const struct samkv_export_options *, int fd,
+                                                bool (*on_progress)(void *arg, const struct samkv_bundle_answer *),
+                                                void *arg, struct samkv_reply *reply,
+                                                struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_import(struct samkv_client *, const struct samkv_import_options *, int fd,
+                                                bool (*on_progress)(void *arg, const struct samkv_bundle_answer *),
                                                 void *arg, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
 
@@ -454,10 +558,29 @@ SAMKV_API enum samkv_status samkv_client_submit_show(struct samkv_client *, cons
 SAMKV_API enum samkv_status samkv_client_submit_remove(struct samkv_client *, const char *collection,
                                                        const char *const *ids, size_t count, uint64_t *request,
                                                        struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_remove_collection(struct samkv_client *, const char *collection,
+                                                                  uint64_t *request,
+                                                                  struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_pin(struct samkv_client *, const char *collection,
+                                                    const char *const *ids, size_t count, bool pin, uint64_t *request,
+                                                    struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_configure(struct samkv_client *, const char *collection,
+                                                          int64_t quota_bytes, int64_t ttl_s, uint64_t *request,
+                                                          struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_gc(struct samkv_client *, uint64_t *request,
+                                                   struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_status(struct samkv_client *, uint64_t *request,
                                                        struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_verify(struct samkv_client *, const char *collection, bool repair,
                                                        uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* fd is needed until this returns only. Abandoning does not end these two; closing the client does. */
+SAMKV_API enum samkv_status samkv_client_submit_export(struct samkv_client *, const struct samkv_export_options *,
+                                                       int fd, uint64_t *request,
+                                                       struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_import(struct samkv_client *, const struct samkv_import_options *,
+                                                       int fd, uint64_t *request,
+                                                       struct samkv_error *err) SAMKV_MUST_USE;
 
 /* Drops the answer of a request in flight, and unmaps device memory that came for it already; the daemon works on. Its
  * place is free again when that answer has come. */

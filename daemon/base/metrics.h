@@ -22,6 +22,11 @@
     X(REMOVES,          "requests_remove")                                          \
     X(STATUSES,         "requests_status")                                          \
     X(VERIFIES,         "requests_verify")                                          \
+    X(EXPORTS,          "requests_export")                                          \
+    X(IMPORTS,          "requests_import")                                          \
+    X(CONFIGURES,       "requests_configure")                                       \
+    X(PINS,             "requests_pin")                                             \
+    X(GCS,              "requests_gc")                                              \
     X(ERRORS,           "requests_failed")        /* answered with an Error */      \
     X(BUSY,             "requests_busy")          /* of which with BUSY */          \
     X(INGEST_DOCUMENTS, "ingest_documents")       /* newly stored */                \

@@ -99,6 +99,10 @@ static enum samkv_status open_document(struct samkv_fetch_job *job, const char *
     const struct samkv_collection *c = &job->collection;
     struct samkv_name name;
     enum samkv_status status = samkv_snapshot_name(job->snapshot, c->name, id, &name, err);
+    if (status == SAMKV_NOT_FOUND && name.expired)
+        return samkv_fail(err, status,
+                          "document '%s' of collection '%s' has expired by the collection's TTL: ingest it again", id,
+                          c->name);
     if (status == SAMKV_NOT_FOUND)
         return samkv_fail(err, status, "there is no document '%s' in collection '%s': see samkvctl ls", id, c->name);
     if (status)
@@ -182,6 +186,8 @@ enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *job, struct samkv
         status = open_documents(job, err);
     if (!status && job->collection.preamble_tokens)
         status = open_preamble(job, err);
+    for (uint32_t i = 0; i < job->document_count && !status; i++)
+        samkv_store_use(store, &job->documents[i].manifest.key);
     return status;
 }
 

@@ -9,6 +9,8 @@
 #include "daemon/ingest/run.h"
 #include "daemon/ingest/split.h"
 
+#define NAMING_ATTEMPTS 3
+
 /* One request on its way. */
 struct job {
     struct samkv_models *models;
@@ -33,25 +35,38 @@ static enum samkv_status on_index(void *arg, uint32_t layer, const float *index,
     return samkv_writer_index(arg, layer, index, count, err);
 }
 
-/* Writes the piece unless a document of its key is there; collection NULL: without a name. */
-static enum samkv_status write_piece(struct job *job, const struct samkv_piece *piece, const char *collection,
-                                     const char *id, struct samkv_error *err)
+static enum samkv_status write_document(struct job *job, const struct samkv_piece *piece, struct samkv_writer *writer,
+                                        const char *collection, const char *id, struct samkv_error *err)
 {
-    const char *title = job->request->title;
-    struct samkv_writer *writer;
-    enum samkv_status status = samkv_writer_begin(job->store, &piece->manifest, piece->tokens, &writer, err);
-    if (status)
-        return status;
-    if (!writer)
-        return collection ? samkv_store_name_put(job->store, collection, id, title, &piece->manifest.key, err)
-                          : SAMKV_OK;
     const struct samkv_sink sink = {on_block, on_index, writer};
-    status = samkv_run_prefill(&job->engine, job->store, piece, &sink, job->request->cancelled, &job->prefill_ms, err);
+    enum samkv_status status = collection ? samkv_writer_admit(writer, collection, err) : SAMKV_OK;
+    if (!status)
+        status =
+            samkv_run_prefill(&job->engine, job->store, piece, &sink, job->request->cancelled, &job->prefill_ms, err);
     if (status) {
         samkv_writer_abort(writer);
         return status;
     }
-    return samkv_writer_commit(writer, collection, id, title, err);
+    return samkv_writer_commit(writer, collection, id, job->request->title, err);
+}
+
+/* Writes the piece unless a document of its key is there; collection NULL: without a name. */
+static enum samkv_status write_piece(struct job *job, const struct samkv_piece *piece, const char *collection,
+                                     const char *id, struct samkv_error *err)
+{
+    struct samkv_writer *writer;
+    for (int attempt = 0;; attempt++) {
+        enum samkv_status status = samkv_writer_begin(job->store, &piece->manifest, piece->tokens, &writer, err);
+        if (status)
+            return status;
+        if (writer)
+            return write_document(job, piece, writer, collection, id, err);
+        if (!collection)
+            return SAMKV_OK;
+        status = samkv_store_name_put(job->store, collection, id, job->request->title, &piece->manifest.key, err);
+        if (status != SAMKV_NOT_FOUND || attempt == NAMING_ATTEMPTS)
+            return status; /* NOT_FOUND: it went between the two */
+    }
 }
 
 /* ------------------------------------------------------------------ the request */
@@ -151,7 +166,8 @@ static enum samkv_status ingest_piece(struct job *job, const char *id, size_t fi
 
     samkv_piece_init(&piece, &job->collection, job->ids.data + first, (uint32_t)(end - first), false);
     enum samkv_status status = is_there(job, id, &piece.manifest.key, &out->skipped, err);
-    if (!status && !out->skipped)
+    /* Where names expire, one that is put again lives on. */
+    if (!status && (!out->skipped || job->collection.ttl_s))
         status = write_piece(job, &piece, job->collection.name, id, err);
     if (!status)
         status = read_sizes(job, &piece.manifest.key, out, err);

@@ -127,6 +127,7 @@ enum samkv_status samkv_repair(struct samkv_models *models, struct samkv_store *
     enum samkv_status status = samkv_snapshot_begin(store, &r.snapshot, err);
     if (status)
         return status;
+    samkv_snapshot_bypass_memory(r.snapshot); /* the records on disk are what may be damaged */
     status = open_document(&r, models, collection, key, err);
     if (!status)
         status = find_damaged_blocks(&r, err);

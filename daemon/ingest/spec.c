@@ -142,6 +142,8 @@ static enum samkv_status make_new(struct samkv_models *models, const struct samk
                           "no model '%s' is loaded: see samkvctl status, or start samkvd with --model NAME=PATH",
                           r->spec.model ? r->spec.model : "");
     take_model(c, *engine);
+    c->quota_bytes = r->spec.quota_bytes > 0 ? (uint64_t)r->spec.quota_bytes : 0;
+    c->ttl_s = r->spec.ttl_s > 0 ? (uint64_t)r->spec.ttl_s : 0;
     enum samkv_status status = pick_sizes(&r->spec, c, err);
     return status ? status : set_preamble(r, *engine, c, err);
 }
@@ -153,6 +155,17 @@ static enum samkv_status differs(const struct samkv_collection *c, const char *w
     return samkv_fail(err, SAMKV_MISMATCH,
                       "collection '%s' has another %s: leave the option away, or ingest into another --collection",
                       c->name, what);
+}
+
+static enum samkv_status compare_limits(const struct samkv_collection_spec *spec, const struct samkv_collection *c,
+                                        struct samkv_error *err)
+{
+    bool quota = spec->quota_bytes >= 0 && (uint64_t)spec->quota_bytes != c->quota_bytes;
+    bool ttl = spec->ttl_s >= 0 && (uint64_t)spec->ttl_s != c->ttl_s;
+    if (!quota && !ttl)
+        return SAMKV_OK;
+    return samkv_fail(err, SAMKV_MISMATCH, "collection '%s' has another %s: change it with samkvctl set %s", c->name,
+                      quota ? "quota" : "TTL", c->name);
 }
 
 static enum samkv_status compare(struct samkv_models *models, const struct samkv_ingest_request *r,
@@ -175,8 +188,9 @@ static enum samkv_status compare(struct samkv_models *models, const struct samkv
         return differs(c, "block size", err);
     if (wanted.init_tokens != c->init_tokens || wanted.local_tokens != c->local_tokens)
         return differs(c, "anchor size", err);
-    if (!spec->has_preamble)
-        return SAMKV_OK;
+    status = compare_limits(spec, c, err);
+    if (status || !spec->has_preamble)
+        return status;
     struct samkv_ids ids;
     samkv_ids_init(&ids);
     status = preamble_ids(r, engine, &ids, err);

@@ -39,6 +39,8 @@ static struct samkv_request *request_new(struct samkv_connection *c, const struc
     r->service = c->server->service;
     r->outbox = &c->server->outbox;
     r->frame = *frame;
+    if (handler->takes_descriptor)
+        r->fds = samkv_session_take_fds(&c->session);
     samkv_buffer_move(payload, &r->payload);
     r->charge = charge;
     r->accepted_ms = samkv_now_ms();
@@ -69,6 +71,7 @@ static enum samkv_status submit(struct samkv_connection *c, const struct samkv_f
     if (st != SAMKV_OK) {
         atomic_fetch_sub(&server->service->requests, 1);
         samkv_outgoing_free(r->spare);
+        samkv_fds_close(&r->fds);
         request_free(r);
         return samkv_fail(err, st, "too many requests wait already; try again");
     }
@@ -95,13 +98,35 @@ static void on_lease(void *arg, struct samkv_lease_watch *watch)
     samkv_lease_watch_start(&server->leases, watch);
 }
 
+static void close_fds(void *arg, bool cancelled)
+{
+    struct samkv_fds *fds = arg;
+    (void)cancelled;
+    samkv_fds_close(fds);
+    free(fds);
+}
+
+static void on_surplus(void *arg, struct samkv_fds *fds)
+{
+    struct samkv_server *server = arg;
+    struct samkv_fds *ours = server->pool ? malloc(sizeof *ours) : NULL;
+    if (!ours)
+        return;
+    *ours = *fds;
+    if (samkv_pool_submit(server->pool, SAMKV_URGENT, close_fds, ours) == SAMKV_OK)
+        *fds = (struct samkv_fds){.count = 0};
+    else
+        free(ours);
+}
+
 void samkv_connection_host_init(struct samkv_server *server)
 {
     server->host = (struct samkv_session_host){.on_request = on_request,
                                                .arg = server,
                                                .metrics = &server->service->metrics,
                                                .budget = &server->budget,
-                                               .on_lease = on_lease};
+                                               .on_lease = on_lease,
+                                               .on_surplus = on_surplus};
 }
 
 void samkv_connection_deliver(struct samkv_outgoing *frame)

@@ -21,7 +21,8 @@ struct document_row {
     char key[33];
 };
 
-static void fill_document(const struct samkv_manifest *manifest, const char *collection, struct document_row *row)
+static void fill_document(struct samkv_store *store, const struct samkv_manifest *manifest, const char *collection,
+                          struct document_row *row)
 {
     samkv__document__init(&row->message);
     Samkv__Document *m = &row->message;
@@ -36,15 +37,16 @@ static void fill_document(const struct samkv_manifest *manifest, const char *col
     m->bytes_index = manifest->bytes_index;
     m->created_unix_s = manifest->created_unix_s;
     m->key = row->key;
+    m->pinned = row->name.pinned;
+    m->put_unix_s = row->name.put_unix_s;
+    m->expires_unix_s = row->name.expires_unix_s;
+    samkv_store_document_usage(store, &row->name.key, &m->uses, &m->used_unix_s);
 }
 
-struct collection_row {
-    Samkv__Collection message;
-    char name[SAMKV_ID_MAX_BYTES + 1], model[64], fingerprint[33];
-};
-
-static void fill_collection(const struct samkv_collection *c, struct collection_row *row)
+void samkv_collection_row_fill(struct samkv_store *store, const struct samkv_collection *c,
+                               struct samkv_collection_row *row)
 {
+    struct samkv_collection_stats stats;
     samkv__collection__init(&row->message);
     Samkv__Collection *m = &row->message;
     memcpy(row->name, c->name, sizeof row->name);
@@ -58,6 +60,11 @@ static void fill_collection(const struct samkv_collection *c, struct collection_
     m->init_tokens = c->init_tokens;
     m->local_tokens = c->local_tokens;
     m->preamble_tokens = c->preamble_tokens;
+    m->quota_bytes = c->quota_bytes;
+    m->ttl_s = c->ttl_s;
+    samkv_store_collection_stats(store, c->name, &stats);
+    m->bytes_raw = stats.bytes_raw;
+    m->bytes_stored = stats.bytes_stored;
 }
 
 static enum samkv_status no_collection(const char *name, struct samkv_error *err)
@@ -68,6 +75,13 @@ static enum samkv_status no_collection(const char *name, struct samkv_error *err
 static enum samkv_status no_document(const char *collection, const char *id, struct samkv_error *err)
 {
     return samkv_fail(err, SAMKV_NOT_FOUND, "there is no document '%s' in collection '%s'", id, collection);
+}
+
+static enum samkv_status expired_document(const char *collection, const char *id, struct samkv_error *err)
+{
+    return samkv_fail(err, SAMKV_NOT_FOUND,
+                      "document '%s' of collection '%s' has expired by the collection's TTL: ingest it again", id,
+                      collection);
 }
 
 static bool count_name(void *arg, const struct samkv_name *name)
@@ -128,8 +142,9 @@ static void document_list_deinit(struct document_list *list)
 }
 
 /* After the walk: the rows do not move any more. */
-static enum samkv_status document_list_fill(struct document_list *list, struct samkv_snapshot *snapshot,
-                                            const char *collection, struct samkv_error *err)
+static enum samkv_status document_list_fill(struct document_list *list, struct samkv_store *store,
+                                            struct samkv_snapshot *snapshot, const char *collection,
+                                            struct samkv_error *err)
 {
     list->pointers = calloc(list->count + 1, sizeof *list->pointers);
     if (!list->pointers)
@@ -142,7 +157,7 @@ static enum samkv_status document_list_fill(struct document_list *list, struct s
                               list->rows[i].name.id);
         if (st != SAMKV_OK)
             return st;
-        fill_document(&manifest, collection, &list->rows[i]);
+        fill_document(store, &manifest, collection, &list->rows[i]);
         list->pointers[i] = &list->rows[i].message;
     }
     return SAMKV_OK;
@@ -168,7 +183,7 @@ static enum samkv_status list_documents(struct samkv_request *r, const Samkv__Li
     if (st == SAMKV_OK)
         st = list.status;
     if (st == SAMKV_OK)
-        st = document_list_fill(&list, snapshot, collection, err);
+        st = document_list_fill(&list, r->service->store, snapshot, collection, err);
     if (st == SAMKV_OK) {
         message.documents = list.pointers;
         message.n_documents = list.count;
@@ -182,7 +197,7 @@ static enum samkv_status list_documents(struct samkv_request *r, const Samkv__Li
 /* ------------------------------------------------------------------ list: collections */
 
 struct collection_list {
-    struct collection_row *rows;
+    struct samkv_collection_row *rows;
     Samkv__Collection **pointers;
     size_t count, capacity, limit;
     const char *after;
@@ -207,8 +222,8 @@ static bool take_collection(void *arg, const struct samkv_collection *c)
     return true;
 }
 
-static enum samkv_status collection_row_read(struct samkv_snapshot *snapshot, struct collection_row *row,
-                                             struct samkv_error *err)
+static enum samkv_status collection_row_read(struct samkv_store *store, struct samkv_snapshot *snapshot,
+                                             struct samkv_collection_row *row, struct samkv_error *err)
 {
     struct samkv_collection c;
     char name[SAMKV_ID_MAX_BYTES + 1];
@@ -216,7 +231,7 @@ static enum samkv_status collection_row_read(struct samkv_snapshot *snapshot, st
     enum samkv_status st = samkv_snapshot_collection(snapshot, name, &c, err);
     if (st != SAMKV_OK)
         return st;
-    fill_collection(&c, row);
+    samkv_collection_row_fill(store, &c, row);
     samkv_collection_deinit(&c);
     return samkv_snapshot_each_name(snapshot, name, "", count_name, &row->message.documents, err);
 }
@@ -232,7 +247,7 @@ static enum samkv_status list_collections(struct samkv_request *r, const Samkv__
     if (st == SAMKV_OK && !(list.pointers = calloc(list.count + 1, sizeof *list.pointers)))
         st = SAMKV_NO_MEMORY;
     for (size_t i = 0; i < list.count && st == SAMKV_OK; i++) {
-        st = collection_row_read(snapshot, &list.rows[i], err);
+        st = collection_row_read(r->service->store, snapshot, &list.rows[i], err);
         list.pointers[i] = &list.rows[i].message;
     }
     if (st == SAMKV_OK) {
@@ -294,9 +309,9 @@ static enum samkv_status show(struct samkv_request *r, struct samkv_snapshot *sn
     if (st != SAMKV_OK)
         return st == SAMKV_NOT_FOUND ? samkv_fail(err, SAMKV_CORRUPT, "document '%s' has no manifest", row->name.id)
                                      : st;
-    struct collection_row collection;
-    fill_document(&manifest, c->name, row);
-    fill_collection(c, &collection);
+    struct samkv_collection_row collection;
+    fill_document(r->service->store, &manifest, c->name, row);
+    samkv_collection_row_fill(r->service->store, c, &collection);
     Samkv__ShowReply message = SAMKV__SHOW_REPLY__INIT;
     message.document = &row->message;
     message.collection = &collection.message;
@@ -331,7 +346,7 @@ enum samkv_status samkv_handle_show(struct samkv_request *r, const ProtobufCMess
     else if (st == SAMKV_OK) {
         st = samkv_snapshot_name(snapshot, collection, m->id, &row.name, err);
         if (st == SAMKV_NOT_FOUND)
-            st = no_document(collection, m->id, err);
+            st = row.name.expired ? expired_document(collection, m->id, err) : no_document(collection, m->id, err);
         else if (st == SAMKV_OK) {
             st = show(r, snapshot, &c, &row, reply, err);
             samkv_name_deinit(&row.name);
@@ -350,6 +365,8 @@ enum samkv_status samkv_handle_remove(struct samkv_request *r, const ProtobufCMe
     const Samkv__RemoveRequest *m = (const Samkv__RemoveRequest *)message;
     const char *collection = collection_or_default(m->collection);
     Samkv__RemoveReply answer = SAMKV__REMOVE_REPLY__INIT;
+    if (m->all)
+        return samkv_handle_remove_all(r, message, reply, err);
     answer.missing = calloc(m->n_ids + 1, sizeof *answer.missing);
     if (!answer.missing)
         return SAMKV_NO_MEMORY;

@@ -5,7 +5,8 @@
 
 static void fill_spec(const Samkv__CollectionSpec *m, struct samkv_collection_spec *out)
 {
-    *out = (struct samkv_collection_spec){.block_tokens = -1, .init_tokens = -1, .local_tokens = -1};
+    *out = (struct samkv_collection_spec){
+        .block_tokens = -1, .init_tokens = -1, .local_tokens = -1, .quota_bytes = -1, .ttl_s = -1};
     if (!m)
         return;
     out->model = m->model;
@@ -23,6 +24,10 @@ static void fill_spec(const Samkv__CollectionSpec *m, struct samkv_collection_sp
         out->init_tokens = m->init_tokens;
     if (m->local_tokens_given_case == SAMKV__COLLECTION_SPEC__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS)
         out->local_tokens = m->local_tokens;
+    if (m->quota_given_case == SAMKV__COLLECTION_SPEC__QUOTA_GIVEN_QUOTA_BYTES)
+        out->quota_bytes = m->quota_bytes < INT64_MAX ? (int64_t)m->quota_bytes : INT64_MAX;
+    if (m->ttl_given_case == SAMKV__COLLECTION_SPEC__TTL_GIVEN_TTL_S)
+        out->ttl_s = m->ttl_s < INT64_MAX ? (int64_t)m->ttl_s : INT64_MAX;
 }
 
 static void count(struct samkv_metrics *metrics, const struct samkv_ingested *d)

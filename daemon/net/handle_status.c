@@ -1,9 +1,11 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "daemon/net/handlers.h"
 #include "daemon/samkv/lease.h"
 #include "daemon/samkv/transfer.h"
+#include "daemon/store/host_cache.h"
 
 /* Resident set, 0 where /proc is not there. */
 static uint64_t resident_bytes(void)
@@ -48,11 +50,56 @@ static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply
     m->bytes_limit = stats->bytes_limit;
     m->bytes_raw = stats->bytes_raw;
     m->bytes_stored = stats->bytes_stored;
+    m->bytes_disk_free = stats->bytes_disk_free;
+    m->bytes_reclaimable = stats->bytes_reclaimable;
+    m->oldest_reader_s = stats->oldest_reader_s;
+    m->evictions = stats->evictions;
+    m->evicted_bytes = stats->evicted_bytes;
+    m->expirations = stats->expirations;
+}
+
+#define COLLECTIONS_MAX 100
+
+/* The first collections by name. */
+struct collection_list {
+    struct samkv_store *store;
+    struct samkv_collection_row rows[COLLECTIONS_MAX];
+    Samkv__Collection *pointers[COLLECTIONS_MAX];
+    size_t count;
+};
+
+static bool take_collection(void *arg, const struct samkv_collection *c)
+{
+    struct collection_list *list = arg;
+    struct samkv_collection_stats stats;
+    if (list->count == COLLECTIONS_MAX)
+        return false;
+    struct samkv_collection_row *row = &list->rows[list->count];
+    samkv_collection_row_fill(list->store, c, row);
+    samkv_store_collection_stats(list->store, c->name, &stats);
+    row->message.documents = stats.names;
+    list->pointers[list->count++] = &row->message;
+    return true;
+}
+
+/* On the heap, NULL without memory. A damaged record ends it early, which verify tells of. */
+static struct collection_list *list_collections(struct samkv_store *store)
+{
+    struct samkv_snapshot *snapshot;
+    struct collection_list *list = calloc(1, sizeof *list);
+    if (!list || samkv_snapshot_begin(store, &snapshot, NULL) != SAMKV_OK)
+        return list;
+    list->store = store;
+    enum samkv_status st = samkv_snapshot_each_collection(snapshot, take_collection, list, NULL);
+    (void)st;
+    samkv_snapshot_end(snapshot);
+    return list;
 }
 
 #define GAUGES        4
 #define DEVICE_GAUGES 10
-#define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + DEVICE_GAUGES)
+#define HOST_GAUGES   6
+#define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + HOST_GAUGES + DEVICE_GAUGES)
 
 static void put_counter(Samkv__Counter *counters, size_t *n, const char *name, double value)
 {
@@ -86,6 +133,19 @@ static void put_device_cache(struct samkv_transfer *transfer, Samkv__Counter *co
     put_counter(counters, n, "device_cache_evictions", (double)stats.evictions);
 }
 
+/* What memory keeps of hot documents. */
+static void put_host_cache(struct samkv_host_cache *cache, Samkv__Counter *counters, size_t *n)
+{
+    struct samkv_host_cache_stats stats;
+    samkv_host_cache_stats(cache, &stats);
+    put_counter(counters, n, "host_cache_records", (double)stats.entries);
+    put_counter(counters, n, "host_cache_bytes", (double)stats.bytes);
+    put_counter(counters, n, "host_cache_limit_bytes", (double)stats.budget_bytes);
+    put_counter(counters, n, "host_cache_hits", (double)stats.hits);
+    put_counter(counters, n, "host_cache_misses", (double)stats.misses);
+    put_counter(counters, n, "host_cache_evictions", (double)stats.evictions);
+}
+
 /* Counters of the table, then what is true just now. */
 static size_t fill_counters(const struct samkv_service *service, const struct samkv_store_stats *stats,
                             Samkv__Counter *counters)
@@ -100,6 +160,8 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
     put_counter(counters, &n, "lane_waiting", waiting);
     put_counter(counters, &n, "store_readers", (double)stats->readers);
     put_counter(counters, &n, "store_commits", (double)stats->commits);
+    if (samkv_store_host_cache(service->store))
+        put_host_cache(samkv_store_host_cache(service->store), counters, &n);
     if (service->models->leases)
         put_leases(service->models->leases, counters, &n);
     if (service->models->transfer)
@@ -131,10 +193,17 @@ enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMe
     for (size_t i = 0; i < m.n_counters; i++)
         counter_pointers[i] = &counters[i];
     m.counters = counter_pointers;
+    struct collection_list *list = list_collections(service->store);
+    if (list) {
+        m.collection_list = list->pointers;
+        m.n_collection_list = list->count;
+    }
     m.version = SAMKV_VERSION;
     m.store = (char *)service->store_path;
     m.uptime_s = (uint64_t)((samkv_now_ms() - service->started_ms) / 1e3);
     m.connections = atomic_load(&service->connections);
     m.resident_bytes = resident_bytes();
-    return samkv_request_reply(r, &m.base, NULL, reply, err);
+    st = samkv_request_reply(r, &m.base, NULL, reply, err);
+    free(list);
+    return st;
 }

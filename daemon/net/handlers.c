@@ -21,6 +21,15 @@ static const struct samkv_handler handlers[] = {
      samkv_handle_status},
     {SAMKV_TYPE_VERIFY, SAMKV_METRIC_VERIFIES, SAMKV_RELAXED, &samkv__verify_request__descriptor, samkv_check_verify,
      samkv_handle_verify},
+    {SAMKV_TYPE_EXPORT, SAMKV_METRIC_EXPORTS, SAMKV_RELAXED, &samkv__export_request__descriptor, samkv_check_export,
+     samkv_handle_export, true},
+    {SAMKV_TYPE_IMPORT, SAMKV_METRIC_IMPORTS, SAMKV_RELAXED, &samkv__import_request__descriptor, samkv_check_import,
+     samkv_handle_import, true},
+    {SAMKV_TYPE_CONFIGURE, SAMKV_METRIC_CONFIGURES, SAMKV_URGENT, &samkv__configure_request__descriptor,
+     samkv_check_configure, samkv_handle_configure},
+    {SAMKV_TYPE_PIN, SAMKV_METRIC_PINS, SAMKV_URGENT, &samkv__pin_request__descriptor, samkv_check_pin,
+     samkv_handle_pin},
+    {SAMKV_TYPE_GC, SAMKV_METRIC_GCS, SAMKV_RELAXED, &samkv__gc_request__descriptor, NULL, samkv_handle_gc},
 };
 
 const struct samkv_handler *samkv_handler_find(uint16_t type)

@@ -15,6 +15,23 @@ SAMKV_HANDLER(samkv_handle_show);
 SAMKV_HANDLER(samkv_handle_remove);
 SAMKV_HANDLER(samkv_handle_status);
 SAMKV_HANDLER(samkv_handle_verify);
+SAMKV_HANDLER(samkv_handle_export);
+SAMKV_HANDLER(samkv_handle_import);
+SAMKV_HANDLER(samkv_handle_configure);
+SAMKV_HANDLER(samkv_handle_pin);
+SAMKV_HANDLER(samkv_handle_gc);
+
+/* A remove request with `all`. */
+SAMKV_HANDLER(samkv_handle_remove_all);
+
+/* A collection's message and the text that it points to while it is packed. */
+struct samkv_collection_row {
+    Samkv__Collection message;
+    char name[SAMKV_ID_MAX_BYTES + 1], model[64], fingerprint[33];
+};
+
+/* All but the number of documents. */
+void samkv_collection_row_fill(struct samkv_store *, const struct samkv_collection *, struct samkv_collection_row *);
 
 /* Lower-case hex of 16 bytes. */
 void samkv_hex(const uint8_t bytes[16], char out[33]);

@@ -121,6 +121,7 @@ void samkv_request_run(void *arg, bool cancelled)
     if (st != SAMKV_OK && (err.status != st || !err.text[0]))
         samkv_fail(&err, st, "%s", samkv_status_text(st));
     err.status = st;
+    samkv_fds_close(&r->fds); /* here, not on the loop: closing may block */
     log_end(r, &err);
     if (st != SAMKV_OK) {
         samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_ERRORS, 1);

@@ -27,6 +27,7 @@ struct samkv_handler {
     /* Does the work, on a worker, and makes the last frame of the answer with samkv_request_reply. */
     enum samkv_status (*run)(struct samkv_request *, const ProtobufCMessage *, struct samkv_outgoing **reply,
                              struct samkv_error *);
+    bool takes_descriptor; /* one that the client sends along */
 };
 
 /* NULL for a type that is not a request for workers. */
@@ -37,9 +38,10 @@ struct samkv_request {
     struct samkv_service *service;
     struct samkv_outbox *outbox;
     struct samkv_frame frame;
-    struct samkv_buffer payload;  /* freed once unpacked */
-    size_t charge;                /* what the payload costs its session until the answer is sent */
-    bool cancelled;               /* the client is gone; written by the loop (atomically), read by the jobs */
+    struct samkv_buffer payload; /* freed once unpacked */
+    struct samkv_fds fds; /* that came with it, where the handler takes them; what is left is closed at the end */
+    size_t charge;        /* what the payload costs its session until the answer is sent */
+    bool cancelled;       /* the client is gone; written by the loop (atomically), read by the jobs */
     _Atomic size_t backlog_bytes; /* that the client has not read, when the loop last looked */
     double accepted_ms, waited_ms;
     struct samkv_outgoing *spare; /* an answer that needs no memory any more */

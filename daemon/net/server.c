@@ -274,6 +274,7 @@ enum samkv_status samkv_server_new(const struct samkv_server_options *options, s
     samkv_lease_watches_init(&server->leases, &server->loop);
     samkv_connection_host_init(server);
     signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* a file of a client's that may not grow is that client's failure */
     enum samkv_status st = start_handles(server);
     if (st == SAMKV_OK)
         st = samkv_pool_new(options->workers, QUEUE_JOBS, &server->pool);
@@ -296,6 +297,7 @@ void samkv_server_free(struct samkv_server *server)
     if (!server)
         return;
     samkv_pool_free(server->pool);
+    server->pool = NULL;
     if (server->outbox_open)
         deliver_all(server); /* every request has ended now, and goes */
     stop_listening(server);

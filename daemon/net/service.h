@@ -18,5 +18,6 @@ struct samkv_service {
     _Atomic uint32_t connections; /* now */
     _Atomic uint32_t requests;    /* that workers have or that wait for one */
     _Atomic uint32_t leases;      /* of replies in device memory: being made, on their way or with clients */
+    _Atomic uint32_t bundles;     /* exports and imports that run */
     atomic_bool stopping;         /* new requests are refused */
 };

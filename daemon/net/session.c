@@ -22,11 +22,28 @@ void samkv_session_init(struct samkv_session *s, int fd, const struct samkv_sess
     s->in_flight_bytes = 0;
     s->since_ms = s->received_ms = s->sent_ms = now_ms;
     s->received_begin = s->received_end = 0;
+    s->fds = (struct samkv_fds){.count = 0};
     s->agent[0] = 0;
+}
+
+/* Closing a client's descriptor may block: it is not done here when somebody else can. */
+static void drop_fds(struct samkv_session *s)
+{
+    if (s->fds.count && s->host->on_surplus)
+        s->host->on_surplus(s->host->arg, &s->fds);
+    samkv_fds_close(&s->fds);
+}
+
+struct samkv_fds samkv_session_take_fds(struct samkv_session *s)
+{
+    struct samkv_fds fds = s->fds;
+    s->fds = (struct samkv_fds){.count = 0};
+    return fds;
 }
 
 void samkv_session_deinit(struct samkv_session *s)
 {
+    drop_fds(s);
     samkv_input_deinit(&s->input);
     samkv_budget_give(s->host->budget, s->in_flight_bytes);
     samkv_output_deinit(&s->output);
@@ -237,13 +254,21 @@ static void pump(struct samkv_session *s, uint64_t now_ms)
     }
     if (!may_read(s))
         s->received_ms = now_ms; /* the client is not to blame for what we do not read */
+    /* They come with a request's first byte, and what was received ends with that request or within it. */
+    if (s->received_begin == s->received_end && !samkv_input_midway(&s->input))
+        drop_fds(s);
 }
 
 /* One receive; true when there may be more. */
 static bool receive(struct samkv_session *s, uint64_t now_ms)
 {
-    /* No request takes an fd: without a place for it the kernel drops what is passed. */
-    ssize_t n = samkv_socket_receive(s->fd, s->received, sizeof s->received, NULL);
+    struct samkv_fds fds;
+    /* -EMFILE, when descriptors came and we have no numbers left, ends it: bytes were lost with them. */
+    ssize_t n = samkv_socket_receive(s->fd, s->received, sizeof s->received, &fds);
+    if (fds.count) {
+        drop_fds(s);
+        s->fds = fds;
+    }
     if (n == -EAGAIN || n == -EWOULDBLOCK)
         return false;
     if (n <= 0) {

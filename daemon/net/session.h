@@ -48,6 +48,8 @@ struct samkv_session_host {
     struct samkv_budget *budget;
     /* The client has a lease now: takes its watch over. */
     void (*on_lease)(void *arg, struct samkv_lease_watch *);
+    /* Descriptors that no request took, to be closed where that may block: takes them over. NULL: closed at once. */
+    void (*on_surplus)(void *arg, struct samkv_fds *);
 };
 
 struct samkv_session {
@@ -62,6 +64,7 @@ struct samkv_session {
     uint64_t received_ms;                /* last bytes, or last time it did not want any */
     uint64_t sent_ms;                    /* last progress, or last time there was nothing to send */
     size_t received_begin, received_end; /* bytes that wait in received */
+    struct samkv_fds fds;                /* that came with what waits in received, for the request that it brings */
     char agent[64];
     uint8_t received[SAMKV_SESSION_RECEIVE_BYTES];
 };
@@ -88,6 +91,9 @@ void samkv_session_send(struct samkv_session *, struct samkv_outgoing *, uint64_
 /* Answers a request (its last frame) with an Error. */
 void samkv_session_fail(struct samkv_session *, const struct samkv_frame *request, size_t charge,
                         const struct samkv_error *, uint64_t now_ms);
+
+/* Within on_request: the descriptors that came with the request. */
+struct samkv_fds samkv_session_take_fds(struct samkv_session *);
 
 /* Ends it: what waits is sent first. */
 void samkv_session_close(struct samkv_session *, uint64_t now_ms);

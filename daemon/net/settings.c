@@ -7,11 +7,15 @@
 #include <unistd.h>
 
 #include "proto/tensor.h"
+#include "daemon/base/machine.h"
+#include "daemon/store/host_cache.h"
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
 static const char *const codecs[] = {"raw", "zstd", NULL}; /* by enum samkv_codec */
 static const char *const readings[] = {"cached", "direct", NULL};
 static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
+
+static const char *const when_full[] = {"auto", "evict", "refuse", NULL}; /* by enum samkv_when_full */
 
 #define AT(field) .offset = offsetof(struct samkv_settings, field)
 
@@ -39,6 +43,12 @@ static const struct samkv_option table[] = {
     {.name = "store-read", .env = "SAMKV_STORE_READ", .argument = "HOW", .kind = SAMKV_OPTION_CHOICE, AT(store_read),
      .choices = readings, .help = "cached, or direct: blocks past the page cache, for stores far larger than memory",
      .default_text = "cached"},
+    {.name = "host-cache-bytes", .env = "SAMKV_HOST_CACHE_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
+     AT(host_cache_bytes), .min = 0, .max = INT64_MAX,
+     .help = "memory for decoded blocks of hot documents; 0: none (default: an eighth of the memory, at most 4G)"},
+    {.name = "when-full", .env = "SAMKV_WHEN_FULL", .argument = "WHAT", .kind = SAMKV_OPTION_CHOICE, AT(when_full),
+     .choices = when_full, .help = "evict or refuse; auto: evict at a limit that was set, refuse on a full disk without one",
+     .default_text = "auto"},
     {.name = "device-cache-bytes", .env = "SAMKV_DEVICE_CACHE_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
      AT(device_cache_bytes), .min = 0, .max = INT64_MAX,
      .help = "GPU memory for hot documents; 0: a quarter of what the models leave free", .default_text = "0"},
@@ -61,6 +71,10 @@ static const struct samkv_option table[] = {
 /* clang-format on */
 #define COUNT   (sizeof table / sizeof *table)
 #define SECTION "samkvd" /* of the file */
+
+#define HOST_CACHE_SHARE      8
+#define HOST_CACHE_MOST_BYTES ((int64_t)4 << 30)
+#define NOT_SAID              (-1)
 
 /* "BASE" "REST" → *out, when BASE is there and nothing else was said. systemd gives several directories with ':'. */
 static enum samkv_status fall_back(char **out, const char *base, const char *rest, struct samkv_error *err)
@@ -97,6 +111,14 @@ static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err
     if (s->workers == 1)
         return samkv_fail(err, SAMKV_INVALID,
                           "--workers: 1 is too few, since half of them may be ingesting; give 2 or more");
+    if (s->host_cache_bytes == NOT_SAID) {
+        int64_t share = (int64_t)(samkv_machine_memory_bytes() / HOST_CACHE_SHARE);
+        s->host_cache_bytes = share > HOST_CACHE_MOST_BYTES ? HOST_CACHE_MOST_BYTES : share;
+        if (s->host_cache_bytes < (int64_t)SAMKV_HOST_CACHE_MIN_BYTES)
+            s->host_cache_bytes = 0;
+    }
+    if (s->host_cache_bytes && s->host_cache_bytes < (int64_t)SAMKV_HOST_CACHE_MIN_BYTES)
+        return samkv_fail(err, SAMKV_INVALID, "--host-cache-bytes: give 1M or more, or 0 for none");
     if (s->workers == 0) {
         /* Workers mostly wait, for the device or for the disk; half of them ingest, and should fill two passes. */
         long wanted = 2 * sysconf(_SC_NPROCESSORS_ONLN);
@@ -114,7 +136,7 @@ struct reader {
 static enum samkv_status read_all(struct samkv_settings *s, int argc, char *const *argv, char *(*lookup)(const char *),
                                   const struct reader *reader, struct samkv_error *err)
 {
-    *s = (struct samkv_settings){0};
+    *s = (struct samkv_settings){.host_cache_bytes = NOT_SAID};
     samkv_options_init(&s->options, table, COUNT, s);
     enum samkv_status st = samkv_options_arguments(&s->options, argc, argv, err);
     if (st != SAMKV_OK || s->help || s->version)

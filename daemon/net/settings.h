@@ -7,6 +7,8 @@
 #include "proto/status.h"
 #include "daemon/base/options.h"
 
+enum samkv_when_full { SAMKV_WHEN_FULL_AUTO, SAMKV_WHEN_FULL_EVICT, SAMKV_WHEN_FULL_REFUSE };
+
 struct samkv_settings {
     char *config, *store, *socket, *device, *salvage;
     struct samkv_list models; /* "NAME=PATH" or "PATH" */
@@ -17,6 +19,8 @@ struct samkv_settings {
     int64_t threads, workers; /* 0: by the number of CPUs */
     int store_read;           /* 0: cached, 1: direct */
     int64_t store_max_bytes;
+    int64_t host_cache_bytes;                       /* 0: none */
+    int when_full;                                  /* enum samkv_when_full */
     int64_t device_cache_bytes, device_reply_bytes; /* 0: a quarter of what the models leave free */
     bool help, version, check_config, dump_config;
     struct samkv_options options; /* how they were read */

@@ -37,6 +37,14 @@ enum samkv_status samkv_check_name(const char *name, const char *what, struct sa
     return check_plain_text(name, bytes, what, err);
 }
 
+enum samkv_status samkv_check_title(const char *title, struct samkv_error *err)
+{
+    size_t bytes = strlen(title);
+    if (bytes > SAMKV_MAX_TITLE_BYTES)
+        return samkv_fail(err, SAMKV_INVALID, "the title has %zu bytes; give at most %d", bytes, SAMKV_MAX_TITLE_BYTES);
+    return check_plain_text(title, bytes, "title", err);
+}
+
 enum samkv_status samkv_check_collection(const char *name, struct samkv_error *err)
 {
     return *name ? samkv_check_name(name, "collection name", err) : SAMKV_OK;
@@ -82,10 +90,7 @@ enum samkv_status samkv_check_ingest(const ProtobufCMessage *message, struct sam
     const Samkv__IngestRequest *m = (const Samkv__IngestRequest *)message;
     TRY(samkv_check_collection(m->collection, err));
     TRY(samkv_check_name(m->id, "document id", err));
-    if (strlen(m->title) > SAMKV_MAX_TITLE_BYTES)
-        return samkv_fail(err, SAMKV_INVALID, "the title has %zu bytes; give at most %d", strlen(m->title),
-                          SAMKV_MAX_TITLE_BYTES);
-    TRY(check_plain_text(m->title, strlen(m->title), "title", err));
+    TRY(samkv_check_title(m->title, err));
     if (m->text.len && m->tokens)
         return samkv_fail(err, SAMKV_INVALID, "the document is given as text and as tokens; give one of them");
     if (!m->text.len && (!m->tokens || !m->tokens->n_ids))
@@ -173,11 +178,50 @@ enum samkv_status samkv_check_remove(const ProtobufCMessage *message, struct sam
 {
     const Samkv__RemoveRequest *m = (const Samkv__RemoveRequest *)message;
     TRY(samkv_check_collection(m->collection, err));
+    if (m->all && m->n_ids)
+        return samkv_fail(err, SAMKV_INVALID, "ids and a whole collection are both to be removed; give one of them");
+    if (m->all && !*m->collection)
+        return samkv_fail(err, SAMKV_INVALID, "which collection is to be removed? give its name");
+    if (m->all)
+        return SAMKV_OK;
+    return samkv_check_ids(m->ids, m->n_ids, err);
+}
+
+enum samkv_status samkv_check_configure(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ConfigureRequest *m = (const Samkv__ConfigureRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
+    if (m->quota_given_case != SAMKV__CONFIGURE_REQUEST__QUOTA_GIVEN_QUOTA_BYTES &&
+        m->ttl_given_case != SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S)
+        return samkv_fail(err, SAMKV_INVALID, "nothing is to be changed; give a quota or a TTL");
+    return SAMKV_OK;
+}
+
+enum samkv_status samkv_check_pin(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__PinRequest *m = (const Samkv__PinRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
     return samkv_check_ids(m->ids, m->n_ids, err);
 }
 
 enum samkv_status samkv_check_verify(const ProtobufCMessage *message, struct samkv_error *err)
 {
     const Samkv__VerifyRequest *m = (const Samkv__VerifyRequest *)message;
+    return samkv_check_collection(m->collection, err);
+}
+
+enum samkv_status samkv_check_export(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ExportRequest *m = (const Samkv__ExportRequest *)message;
+    if (*m->after)
+        TRY(samkv_check_name(m->after, "place to go on after", err));
+    if (*m->after && m->resume)
+        return samkv_fail(err, SAMKV_INVALID, "a resumed export knows where to go on; leave the id out");
+    return samkv_check_collection(m->collection, err);
+}
+
+enum samkv_status samkv_check_import(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__ImportRequest *m = (const Samkv__ImportRequest *)message;
     return samkv_check_collection(m->collection, err);
 }

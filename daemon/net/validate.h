@@ -12,6 +12,8 @@
 
 /* An id or a collection's name: UTF-8 of 1 to 255 bytes without control characters. what: "document id", ... */
 enum samkv_status samkv_check_name(const char *name, const char *what, struct samkv_error *) SAMKV_MUST_USE;
+/* A document's title: UTF-8 of at most SAMKV_MAX_TITLE_BYTES without control characters. */
+enum samkv_status samkv_check_title(const char *title, struct samkv_error *) SAMKV_MUST_USE;
 /* A collection as requests name it: "" stands for the default. */
 enum samkv_status samkv_check_collection(const char *name, struct samkv_error *) SAMKV_MUST_USE;
 /* 1 to SAMKV_MAX_DOCUMENTS ids. */
@@ -23,4 +25,8 @@ enum samkv_status samkv_check_ask(const ProtobufCMessage *, struct samkv_error *
 enum samkv_status samkv_check_list(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_show(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_remove(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_configure(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_pin(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_verify(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_export(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_import(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;

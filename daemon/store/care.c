@@ -4,6 +4,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "daemon/base/clock.h"
+#include "daemon/store/room.h"
+
 /* Where the records of one document are decoded to, only to see that they can be. */
 struct verify_room {
     void **pieces;
@@ -120,24 +123,61 @@ static enum samkv_status count_entries(struct samkv_snapshot *snapshot, enum sam
     return SAMKV_OK;
 }
 
+static double oldest_reader_ms(struct samkv_reading *r)
+{
+    pthread_mutex_lock(&r->lock);
+    double ms = r->first ? samkv_now_ms() - r->first->began_ms : 0;
+    pthread_mutex_unlock(&r->lock);
+    return ms;
+}
+
+static enum samkv_status count_limits(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
+{
+    struct samkv_room room;
+    out->oldest_reader_s = (uint64_t)(oldest_reader_ms(&s->reading) / 1e3);
+    out->evictions = atomic_load(&s->evictions);
+    out->evicted_bytes = atomic_load(&s->evicted_bytes);
+    out->expirations = atomic_load(&s->expirations);
+    enum samkv_status st = samkv_room_measure(s, &room, err);
+    out->bytes_reclaimable = room.free_bytes + room.held_bytes;
+    out->bytes_disk_free = room.disk_bytes;
+    return st;
+}
+
+/* As the ledger has it; a store that is only read has none. */
+static bool sum_ledger(struct samkv_store *s, struct samkv_store_stats *out)
+{
+    pthread_mutex_lock(&s->ledger.lock);
+    for (int i = 0; !s->read_only && i < SAMKV_CODEC_COUNT; i++) {
+        out->bytes_raw += s->ledger.raw[i];
+        out->bytes_stored += s->ledger.stored[i];
+    }
+    pthread_mutex_unlock(&s->ledger.lock);
+    return !s->read_only;
+}
+
 struct gathering {
     struct samkv_snapshot *snapshot;
     struct samkv_store_stats *stats;
     enum samkv_status status;
     struct samkv_error *err;
+    bool summed; /* by the ledger */
 };
 
 static void gather(void *arg)
 {
     struct gathering *g = arg;
+    struct samkv_store *s = g->snapshot->store;
     enum samkv_status st = count_entries(g->snapshot, SAMKV_DB_COLLECTION, &g->stats->collections, g->err);
     if (st == SAMKV_OK)
         st = count_entries(g->snapshot, SAMKV_DB_NAME, &g->stats->names, g->err);
     if (st == SAMKV_OK)
         st = count_entries(g->snapshot, SAMKV_DB_DOCUMENT, &g->stats->documents, g->err);
     if (st == SAMKV_OK)
-        st = samkv_db_used_bytes(g->snapshot->store, g->snapshot->txn, &g->stats->bytes_used, g->err);
-    g->status = st == SAMKV_OK ? sum_documents(g->snapshot, g->stats, g->err) : st;
+        st = samkv_db_used_bytes(s, g->snapshot->txn, &g->stats->bytes_used, g->err);
+    if (st == SAMKV_OK && !g->summed)
+        st = sum_documents(g->snapshot, g->stats, g->err);
+    g->status = st;
 }
 
 enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
@@ -149,9 +189,12 @@ enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_st
     if (mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0)
         out->bytes_file = (uint64_t)file.st_size;
     struct gathering g = {.stats = out, .err = err};
-    enum samkv_status st = samkv_snapshot_begin(s, &g.snapshot, err);
+    enum samkv_status st = count_limits(s, out, err);
+    if (st == SAMKV_OK)
+        st = samkv_snapshot_begin(s, &g.snapshot, err);
     if (st != SAMKV_OK)
         return st;
+    g.summed = sum_ledger(s, out);
     st = samkv_snapshot_run(g.snapshot, gather, &g, err);
     samkv_snapshot_end(g.snapshot);
     return st == SAMKV_OK ? g.status : st;

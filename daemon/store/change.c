@@ -2,7 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
+
+#include "daemon/store/expire.h"
 
 #define STEP_MAX_RECORDS 1024
 #define STEP_MAX_BYTES   ((size_t)256 << 20)
@@ -23,6 +24,11 @@ static enum samkv_status refuse(struct samkv_change *c, enum samkv_status st, st
     return st;
 }
 
+static enum samkv_status book(struct samkv_change *c, enum samkv_status st, struct samkv_error *err)
+{
+    return st == SAMKV_OK ? st : refuse(c, st, err);
+}
+
 /* Before a record is replaced or deleted: LMDB believes what the old record's page says about its length. */
 static enum samkv_status check_old(struct samkv_change *c, enum samkv_db db, struct samkv_bytes key,
                                    struct samkv_error *err)
@@ -40,12 +46,22 @@ static enum samkv_status check_old(struct samkv_change *c, enum samkv_db db, str
                       c->store->path);
 }
 
+/* The key of a document or of one of its parts: what memory keeps of the document is another version from now on. */
+static void forget_kept(struct samkv_change *c, struct samkv_bytes key)
+{
+    struct samkv_key document;
+    memcpy(document.bytes, key.data, sizeof document.bytes);
+    samkv_host_cache_close(c->store->host_cache, &document);
+}
+
 enum samkv_status samkv_change_put(struct samkv_change *c, enum samkv_db db, struct samkv_bytes key,
                                    struct samkv_bytes record, struct samkv_error *err)
 {
     enum samkv_status st = check_old(c, db, key, err);
     if (st != SAMKV_OK)
         return st;
+    if (db == SAMKV_DB_BLOCK || db == SAMKV_DB_INDEX)
+        forget_kept(c, key);
     MDB_val k = samkv_val(key), v = samkv_val(record);
     int rc = mdb_put(c->txn, c->store->dbi[db], &k, &v, 0);
     return rc ? broke(c, err, rc, "writing a record") : SAMKV_OK;
@@ -95,6 +111,9 @@ enum samkv_status samkv_change_put_document(struct samkv_change *c, const struct
     st = samkv_change_put(c, SAMKV_DB_DOCUMENT, samkv_key_bytes(&d->manifest.key), (struct samkv_bytes){record, bytes},
                           err);
     free(record);
+    if (st == SAMKV_OK)
+        st =
+            book(c, samkv_ledger_put_document(&c->store->ledger, &c->journal, &d->manifest, c->store->page_bytes), err);
     return st;
 }
 
@@ -106,10 +125,13 @@ enum samkv_status samkv_change_hide(struct samkv_change *c, const struct samkv_k
     enum samkv_status st = samkv_change_mark_pending(c, key, err);
     if (st == SAMKV_OK)
         st = delete (c, SAMKV_DB_DOCUMENT, samkv_key_bytes(key), err);
+    if (st == SAMKV_OK)
+        st = book(c, samkv_ledger_remove_document(&c->store->ledger, &c->journal, key), err);
     if (st != SAMKV_OK) {
         free(claim);
         return st;
     }
+    forget_kept(c, samkv_key_bytes(key));
     *claim = (struct samkv_claim){.key = *key, .removing = true, .next = c->removing};
     c->removing = claim;
     return SAMKV_OK;
@@ -160,8 +182,9 @@ enum samkv_status samkv_change_set_name(struct samkv_change *c, const char *coll
     size_t bytes;
     struct samkv_name name = {.title = (char *)title, /* only read */
                               .key = *document,
-                              .put_unix_s = (int64_t)time(NULL),
+                              .put_unix_s = samkv_store_now_s(c->store),
                               .pinned = replaces && old.pinned};
+    memcpy(name.id, id, strnlen(id, SAMKV_ID_MAX_BYTES));
     st = samkv_name_seal(key, &name, &record, &bytes);
     if (st == SAMKV_TOO_LARGE)
         return samkv_fail(err, st, "the title of %s has more than 65535 bytes: shorten it", id);
@@ -173,6 +196,8 @@ enum samkv_status samkv_change_set_name(struct samkv_change *c, const char *coll
     if (st == SAMKV_OK)
         st = samkv_change_put(c, SAMKV_DB_NAME, key, (struct samkv_bytes){record, bytes}, err);
     free(record);
+    if (st == SAMKV_OK)
+        st = book(c, samkv_ledger_put_name(&c->store->ledger, &c->journal, collection, &name), err);
     if (st == SAMKV_OK && moves && replaces)
         st = drop_reference(c, &old.key, err);
     return st;
@@ -189,7 +214,72 @@ enum samkv_status samkv_change_remove_name(struct samkv_change *c, const char *c
     struct samkv_name old;
     bool readable = samkv_name_open(value, key, false, &old) == SAMKV_OK;
     st = delete (c, SAMKV_DB_NAME, key, err);
+    if (st == SAMKV_OK)
+        st = book(c, samkv_ledger_remove_name(&c->store->ledger, &c->journal, collection, id), err);
     return st == SAMKV_OK && readable ? drop_reference(c, &old.key, err) : st;
+}
+
+enum samkv_status samkv_change_put_name(struct samkv_change *c, const char *collection, const struct samkv_name *name,
+                                        struct samkv_error *err)
+{
+    uint8_t buffer[SAMKV_NAME_KEY_MAX], *record;
+    struct samkv_bytes key = samkv_name_key(collection, name->id, buffer);
+    size_t bytes;
+    enum samkv_status st = samkv_name_seal(key, name, &record, &bytes);
+    if (st != SAMKV_OK)
+        return refuse(c, st, err);
+    st = samkv_change_put(c, SAMKV_DB_NAME, key, (struct samkv_bytes){record, bytes}, err);
+    free(record);
+    return st == SAMKV_OK ? book(c, samkv_ledger_put_name(&c->store->ledger, &c->journal, collection, name), err) : st;
+}
+
+enum samkv_status samkv_change_put_collection(struct samkv_change *c, const struct samkv_collection *collection,
+                                              struct samkv_error *err)
+{
+    struct samkv_bytes key = {collection->name, strnlen(collection->name, SAMKV_ID_MAX_BYTES)};
+    struct samkv_ledger_terms terms = {true, collection->quota_bytes, collection->ttl_s, collection->preamble_key};
+    uint8_t *record;
+    size_t bytes;
+    enum samkv_status st = samkv_collection_seal(collection, &record, &bytes);
+    if (st != SAMKV_OK)
+        return refuse(c, st, err);
+    st = samkv_change_put(c, SAMKV_DB_COLLECTION, key, (struct samkv_bytes){record, bytes}, err);
+    free(record);
+    if (st == SAMKV_OK)
+        st = book(c, samkv_ledger_put_collection(&c->store->ledger, &c->journal, collection->name, &terms), err);
+    c->store->expire_next_s = 0; /* look again */
+    return st;
+}
+
+enum samkv_status samkv_change_remove_collection(struct samkv_change *c, const char *name, struct samkv_error *err)
+{
+    static const struct samkv_ledger_terms gone;
+    static const struct samkv_key none;
+    struct samkv_bytes key = {name, strlen(name)}, value;
+    struct samkv_key preamble = none;
+    enum samkv_status st = samkv_db_get(c->store, c->txn, SAMKV_DB_COLLECTION, key, &value, err);
+    if (st != SAMKV_OK)
+        return st;
+    if (samkv_collection_open_preamble(value, key, &preamble) != SAMKV_OK)
+        preamble = none; /* which document loses its reference is not known */
+    st = delete (c, SAMKV_DB_COLLECTION, key, err);
+    if (st == SAMKV_OK)
+        st = book(c, samkv_ledger_put_collection(&c->store->ledger, &c->journal, name, &gone), err);
+    if (st == SAMKV_OK && memcmp(&preamble, &none, sizeof none) != 0)
+        st = drop_reference(c, &preamble, err);
+    return st;
+}
+
+enum samkv_status samkv_change_touch(struct samkv_change *c, struct samkv_error *err)
+{
+    static const struct samkv_bytes key = {"schema", 6};
+    struct samkv_bytes value;
+    uint8_t record[2 * SAMKV_RECORD_HEADER_BYTES];
+    enum samkv_status st = samkv_db_get(c->store, c->txn, SAMKV_DB_META, key, &value, err);
+    if (st != SAMKV_OK || value.size > sizeof record)
+        return st;
+    memcpy(record, value.data, value.size);
+    return samkv_change_put(c, SAMKV_DB_META, key, (struct samkv_bytes){record, value.size}, err);
 }
 
 /* Adds to *count the records of one database that refer to `key`. */

@@ -30,6 +30,21 @@ enum samkv_status samkv_change_set_name(struct samkv_change *, const char *colle
 enum samkv_status samkv_change_remove_name(struct samkv_change *, const char *collection, const char *id,
                                            struct samkv_error *) SAMKV_MUST_USE;
 
+/* Writes a name's record as it is, for a document that it refers to already. */
+enum samkv_status samkv_change_put_name(struct samkv_change *, const char *collection, const struct samkv_name *,
+                                        struct samkv_error *) SAMKV_MUST_USE;
+
+/* A collection's record; its preamble's reference is not touched. */
+enum samkv_status samkv_change_put_collection(struct samkv_change *, const struct samkv_collection *,
+                                              struct samkv_error *) SAMKV_MUST_USE;
+
+/* The record of a collection without names, and its reference to its preamble. */
+enum samkv_status samkv_change_remove_collection(struct samkv_change *, const char *name,
+                                                 struct samkv_error *) SAMKV_MUST_USE;
+
+/* Changes nothing, but makes this a transaction that is written. */
+enum samkv_status samkv_change_touch(struct samkv_change *, struct samkv_error *) SAMKV_MUST_USE;
+
 /* One reference more; a document that nothing refers to any longer stops being visible. */
 enum samkv_status samkv_change_add_reference(struct samkv_change *, const struct samkv_key *,
                                              struct samkv_error *) SAMKV_MUST_USE;

@@ -122,6 +122,13 @@ static enum samkv_status open_fixed(struct samkv_bytes value, struct samkv_bytes
     return open_tail(*f, r.pieces, out);
 }
 
+enum samkv_status samkv_collection_open_bare(struct samkv_bytes value, struct samkv_bytes key,
+                                             struct samkv_collection *out)
+{
+    struct samkv_fields f;
+    return open_fixed(value, key, &f, out);
+}
+
 enum samkv_status samkv_collection_open_preamble(struct samkv_bytes value, struct samkv_bytes key,
                                                  struct samkv_key *out)
 {

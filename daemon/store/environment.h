@@ -19,6 +19,8 @@
 
 #include "proto/status.h"
 #include "daemon/store/extent.h"
+#include "daemon/store/host_cache.h"
+#include "daemon/store/ledger.h"
 #include "daemon/store/queue.h"
 #include "daemon/store/record.h"
 #include "daemon/store/scratch.h"
@@ -40,6 +42,12 @@ enum samkv_db {
     SAMKV_DB_COUNT,
 };
 
+/* Snapshots that are open, the oldest first. */
+struct samkv_reading {
+    pthread_mutex_t lock;
+    struct samkv_snapshot *first, *last;
+};
+
 struct samkv_store {
     MDB_env *env;
     MDB_dbi dbi[SAMKV_DB_COUNT];
@@ -56,9 +64,19 @@ struct samkv_store {
     int direct_fd;          /* and where it can be had, else -1 */
     uint64_t reserve_bytes; /* of which new documents leave free, so that removing always has room to work in */
     struct samkv_scratch_pool scratch;
-    struct samkv_room_pool rooms;
+    struct samkv_held_pool rooms;
+    struct samkv_host_cache *host_cache; /* NULL: none */
     struct samkv_queue queue;
+    struct samkv_ledger ledger;
     atomic_uint_fast64_t commits, snapshots;
+    bool evict, quota_refuses; /* as in the options */
+    int64_t (*now_s)(void *arg);
+    void *now_arg;
+    atomic_uint_fast64_t used_bytes; /* after the last transaction */
+    atomic_uint_fast64_t evictions, evicted_bytes, expirations;
+    atomic_int_fast64_t expire_next_s;        /* when to look for expired names again; INT64_MAX: no TTL is set */
+    double evictions_told_ms, usage_saved_ms; /* the writer thread's */
+    struct samkv_reading reading;
 };
 
 /* The one translation of LMDB's codes (and errno values that it passes on); what: "reading", "writing a block" .... */

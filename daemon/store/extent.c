@@ -18,32 +18,32 @@
 #define PAGE_ALIGNED 4096
 #define PAGE_MAX     32768
 
-void samkv_room_pool_init(struct samkv_room_pool *pool)
+void samkv_held_pool_init(struct samkv_held_pool *pool)
 {
-    *pool = (struct samkv_room_pool){0};
+    *pool = (struct samkv_held_pool){0};
     pthread_mutex_init(&pool->lock, NULL);
 }
 
-static void room_free(struct samkv_room *room)
+static void room_free(struct samkv_held_room *room)
 {
     free(room->memory);
     free(room);
 }
 
-void samkv_room_pool_deinit(struct samkv_room_pool *pool)
+void samkv_held_pool_deinit(struct samkv_held_pool *pool)
 {
     while (pool->idle) {
-        struct samkv_room *room = pool->idle;
+        struct samkv_held_room *room = pool->idle;
         pool->idle = room->next;
         room_free(room);
     }
     pthread_mutex_destroy(&pool->lock);
 }
 
-static struct samkv_room *take_idle(struct samkv_room_pool *pool)
+static struct samkv_held_room *take_idle(struct samkv_held_pool *pool)
 {
     pthread_mutex_lock(&pool->lock);
-    struct samkv_room *room = pool->idle;
+    struct samkv_held_room *room = pool->idle;
     if (room) {
         pool->idle = room->next;
         pool->idle_count--;
@@ -76,7 +76,7 @@ enum samkv_status samkv_held_reserve(struct samkv_store *s, struct samkv_held *h
 
 void samkv_held_release(struct samkv_store *s, struct samkv_held *held)
 {
-    struct samkv_room *room = held->room;
+    struct samkv_held_room *room = held->room;
     *held = (struct samkv_held){0};
     if (!room)
         return;

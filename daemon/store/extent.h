@@ -24,27 +24,27 @@
 #include "proto/status.h"
 #include "daemon/store/record.h"
 
-struct samkv_room {
-    struct samkv_room *next;
+struct samkv_held_room {
+    struct samkv_held_room *next;
     size_t capacity;
     uint8_t *memory;
 };
 
-struct samkv_room_pool {
+struct samkv_held_pool {
     pthread_mutex_t lock;
-    struct samkv_room *idle;
+    struct samkv_held_room *idle;
     int idle_count;
 };
 
 struct samkv_held {
     struct samkv_bytes bytes;
-    struct samkv_room *room; /* NULL: holds nothing */
+    struct samkv_held_room *room; /* NULL: holds nothing */
 };
 
 struct samkv_store;
 
-void samkv_room_pool_init(struct samkv_room_pool *);
-void samkv_room_pool_deinit(struct samkv_room_pool *);
+void samkv_held_pool_init(struct samkv_held_pool *);
+void samkv_held_pool_deinit(struct samkv_held_pool *);
 
 /* Makes held->room one of at least `bytes`; what it held before is gone. NO_MEMORY. */
 enum samkv_status samkv_held_reserve(struct samkv_store *, struct samkv_held *, size_t bytes,

@@ -72,8 +72,11 @@ static enum samkv_status walk_names(struct walk *w, struct samkv_bytes prefix, s
                                     bool (*fn)(void *arg, const struct samkv_name *), void *arg,
                                     struct samkv_error *err)
 {
+    uint64_t ttl_s;
+    enum samkv_status st = samkv_snapshot_ttl(w->snapshot, prefix.data, &ttl_s, err);
     w->key = start;
-    enum samkv_status st = step(w, MDB_SET_RANGE, err);
+    if (st == SAMKV_OK)
+        st = step(w, MDB_SET_RANGE, err);
     if (st == SAMKV_OK && w->key.size == start.size && memcmp(w->key.data, start.data, start.size) == 0)
         st = step(w, MDB_NEXT, err);
     for (; st == SAMKV_OK; st = step(w, MDB_NEXT, err)) {
@@ -85,7 +88,7 @@ static enum samkv_status walk_names(struct walk *w, struct samkv_bytes prefix, s
             continue;
         if (st != SAMKV_OK)
             return samkv_fail(err, st, "out of memory while listing names");
-        bool go_on = fn(arg, &name);
+        bool go_on = !samkv_snapshot_sees(w->snapshot, ttl_s, &name) || fn(arg, &name);
         samkv_name_deinit(&name);
         if (!go_on)
             return SAMKV_OK;

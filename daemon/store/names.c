@@ -5,6 +5,7 @@
 
 #include "daemon/store/change.h"
 #include "daemon/store/environment.h"
+#include "daemon/store/evict.h"
 
 /* Small changes that their callers wait for. Each job lives on its caller's stack. */
 
@@ -29,7 +30,8 @@ static enum samkv_status apply_name_put(struct samkv_change *c, struct samkv_job
     if (st != SAMKV_OK)
         return st;
     c->grows = true;
-    return samkv_change_set_name(c, name->collection, name->id, name->title, name->key, err);
+    st = samkv_change_set_name(c, name->collection, name->id, name->title, name->key, err);
+    return st == SAMKV_OK ? samkv_evict_for_quota(c, name->collection, name->key, err) : st;
 }
 
 enum samkv_status samkv_store_name_put(struct samkv_store *s, const char *collection, const char *id, const char *title,
@@ -99,8 +101,6 @@ enum samkv_status samkv_store_damaged_names_remove(struct samkv_store *s, uint64
 struct collection_job {
     struct samkv_job job;
     const struct samkv_collection *asked;
-    uint8_t *record;
-    size_t record_bytes;
 };
 
 static enum samkv_status compare_with(struct samkv_bytes value, struct samkv_bytes key,
@@ -135,7 +135,7 @@ static enum samkv_status apply_collection_put(struct samkv_change *c, struct sam
         if (st != SAMKV_OK)
             return st;
     }
-    return samkv_change_put(c, SAMKV_DB_COLLECTION, key, (struct samkv_bytes){put->record, put->record_bytes}, err);
+    return samkv_change_put_collection(c, asked, err);
 }
 
 enum samkv_status samkv_store_collection_put(struct samkv_store *s, const struct samkv_collection *asked,
@@ -145,12 +145,7 @@ enum samkv_status samkv_store_collection_put(struct samkv_store *s, const struct
     enum samkv_status st = samkv_collection_check(asked, err);
     if (st != SAMKV_OK)
         return st;
-    st = samkv_collection_seal(asked, &put.record, &put.record_bytes);
-    if (st != SAMKV_OK)
-        return samkv_fail(err, st, "out of memory");
-    st = call(s, &put.job, err);
-    free(put.record);
-    return st;
+    return call(s, &put.job, err);
 }
 
 /* ------------------------------------------------------------------ repair */

@@ -10,11 +10,13 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/store/change.h"
 #include "daemon/store/datafile.h"
 #include "daemon/store/environment.h"
 #include "daemon/store/guard.h"
+#include "daemon/store/usage.h"
 
 #define MAX_READERS     1024
 #define LIMIT_MIN_BYTES ((uint64_t)1 << 20)
@@ -254,7 +256,12 @@ static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store
     if (st == SAMKV_OK)
         st = samkv_recover(s, err);
     if (st == SAMKV_OK)
+        st = samkv_ledger_load(s, err);
+    if (st == SAMKV_OK) {
+        samkv_usage_load(s);
+        s->usage_saved_ms = samkv_now_ms();
         st = samkv_queue_start(s, err);
+    }
     return st;
 }
 
@@ -277,10 +284,20 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     s->codec = o->codec;
     s->zstd_level = o->zstd_level;
     samkv_guard_install();
+    s->evict = o->evict;
+    s->quota_refuses = o->quota_refuses;
+    s->now_s = o->now_s;
+    s->now_arg = o->now_arg;
     samkv_scratch_pool_init(&s->scratch);
-    samkv_room_pool_init(&s->rooms);
+    samkv_ledger_init(&s->ledger);
+    pthread_mutex_init(&s->reading.lock, NULL);
+    samkv_held_pool_init(&s->rooms);
     samkv_queue_init(&s->queue);
-    enum samkv_status st = prepare(s, o, err);
+    enum samkv_status st = SAMKV_OK;
+    if (o->host_cache_bytes)
+        st = samkv_host_cache_new(o->host_cache_bytes, &s->host_cache, err);
+    if (st == SAMKV_OK)
+        st = prepare(s, o, err);
     if (st != SAMKV_OK) {
         samkv_store_close(s);
         return st;
@@ -293,7 +310,11 @@ void samkv_store_close(struct samkv_store *s)
 {
     if (!s)
         return;
+    bool wrote = s->queue.started;
+    struct samkv_error err = {0};
     samkv_queue_deinit(s);
+    if (wrote && samkv_usage_save(s, &err) != SAMKV_OK)
+        samkv_log(SAMKV_LOG_WARNING, "store: %s", err.text);
     if (s->env)
         mdb_env_close(s->env);
     if (s->direct_fd >= 0)
@@ -301,7 +322,15 @@ void samkv_store_close(struct samkv_store *s)
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* the lock goes with it */
     samkv_scratch_pool_deinit(&s->scratch);
-    samkv_room_pool_deinit(&s->rooms);
+    samkv_held_pool_deinit(&s->rooms);
+    samkv_host_cache_free(s->host_cache);
+    samkv_ledger_deinit(&s->ledger);
+    pthread_mutex_destroy(&s->reading.lock);
     free(s->path);
     free(s);
+}
+
+struct samkv_host_cache *samkv_store_host_cache(struct samkv_store *s)
+{
+    return s->host_cache;
 }

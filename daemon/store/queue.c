@@ -9,6 +9,8 @@
 #include "daemon/base/thread.h"
 #include "daemon/store/change.h"
 #include "daemon/store/environment.h"
+#include "daemon/store/evict.h"
+#include "daemon/store/expire.h"
 #include "daemon/store/txn.h"
 
 #define RETRY_REMOVAL_S 2
@@ -96,11 +98,52 @@ void samkv_claim_remove(struct samkv_store *s, struct samkv_claim *claim)
     pthread_mutex_unlock(&s->queue.lock);
 }
 
+/* The claim that is to be removed next, NULL when there is none. With the lock held. */
+static struct samkv_claim *next_removal(struct samkv_queue *q, bool stuck_too)
+{
+    struct samkv_claim *stuck = NULL;
+    for (struct samkv_claim *c = q->claims; c; c = c->next) {
+        if (c->removing && !c->stuck)
+            return c;
+        if (c->removing)
+            stuck = c;
+    }
+    return stuck_too ? stuck : NULL;
+}
+
+bool samkv_claim_abandoned(struct samkv_store *s, const struct samkv_key *key)
+{
+    struct samkv_claim *claim = calloc(1, sizeof *claim);
+    if (!claim)
+        return false;
+    pthread_mutex_lock(&s->queue.lock);
+    bool taken = find_claim(&s->queue, key, NULL) != NULL;
+    if (!taken) {
+        *claim = (struct samkv_claim){.key = *key, .removing = true, .next = s->queue.claims};
+        s->queue.claims = claim;
+    }
+    pthread_mutex_unlock(&s->queue.lock);
+    if (taken)
+        free(claim);
+    return !taken;
+}
+
+void samkv_queue_wait_removals(struct samkv_store *s)
+{
+    struct samkv_queue *q = &s->queue;
+    pthread_mutex_lock(&q->lock);
+    while (next_removal(q, false))
+        pthread_cond_wait(&q->changed, &q->lock);
+    pthread_mutex_unlock(&q->lock);
+}
+
 /* ------------------------------------------------------------------ transactions (writer thread) */
 
 static void undo_change(struct samkv_change *c)
 {
     samkv_txn_abort(c);
+    samkv_host_cache_reopen(c->store->host_cache);
+    samkv_ledger_undo(&c->store->ledger, &c->journal);
     while (c->removing) {
         struct samkv_claim *claim = c->removing;
         c->removing = claim->next;
@@ -150,6 +193,8 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
         undo_change(c);
         return st;
     }
+    uint64_t used = 0;
+    bool measured = samkv_txn_used_bytes(c, &used, NULL) == SAMKV_OK;
     struct samkv_claim *hidden = c->removing;
     c->removing = NULL;
     pthread_mutex_lock(&q->lock);
@@ -161,9 +206,19 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
     }
     pthread_mutex_unlock(&q->lock);
     st = samkv_txn_commit(c, err);
+    samkv_host_cache_reopen(c->store->host_cache);
     settle(q, st == SAMKV_OK);
-    if (st == SAMKV_OK)
+    if (st == SAMKV_OK) {
+        samkv_ledger_keep(&c->journal);
+        if (measured)
+            atomic_store(&c->store->used_bytes, used);
+        atomic_fetch_add(&c->store->evictions, c->evicted);
+        atomic_fetch_add(&c->store->evicted_bytes, c->evicted_bytes);
+        atomic_fetch_add(&c->store->expirations, c->expired);
         atomic_fetch_add(&c->store->commits, 1);
+        return SAMKV_OK;
+    }
+    samkv_ledger_undo(&c->store->ledger, &c->journal);
     return st;
 }
 
@@ -184,19 +239,6 @@ static enum samkv_status remove_step(struct samkv_store *s, const struct samkv_k
     st = commit_change(&c, err);
     *done = st == SAMKV_OK && !more;
     return st;
-}
-
-/* The claim that is to be removed next, NULL when there is none. With the lock held. */
-static struct samkv_claim *next_removal(struct samkv_queue *q, bool stuck_too)
-{
-    struct samkv_claim *stuck = NULL;
-    for (struct samkv_claim *c = q->claims; c; c = c->next) {
-        if (c->removing && !c->stuck)
-            return c;
-        if (c->removing)
-            stuck = c;
-    }
-    return stuck_too ? stuck : NULL;
 }
 
 /* OK also when there is nothing to do (*idle). */
@@ -254,19 +296,28 @@ static void tell_failed(struct samkv_job *job)
         job->failed(job, job->status, &job->error);
 }
 
-/* One by one; when there is no room, what is waiting to be removed may be it. */
+enum samkv_status samkv_queue_run_step(struct samkv_store *s, struct samkv_job *job, struct samkv_error *err)
+{
+    return run_alone(s, job, err);
+}
+
+enum samkv_status samkv_queue_remove_next(struct samkv_store *s, bool *idle, struct samkv_error *err)
+{
+    return remove_next(s, false, idle, err);
+}
+
+/* One by one; when there is no room, what is waiting to be removed may be it, or what is evicted. */
 static void run_each(struct samkv_store *s, struct samkv_job *first)
 {
     for (struct samkv_job *job = first; job; job = job->next) {
+        struct samkv_hunt hunt = {0};
         job->status = run_alone(s, job, &job->error);
-        bool idle = false;
-        while (job->status == SAMKV_FULL && !idle) {
-            struct samkv_error ignored;
-            if (remove_next(s, false, &idle, &ignored) != SAMKV_OK)
-                break;
-            if (!idle)
-                job->status = run_alone(s, job, &job->error);
-        }
+        while (job->status == SAMKV_FULL && samkv_evict_find_room(s, job->bytes, &hunt))
+            job->status = run_alone(s, job, &job->error);
+        if (job->status == SAMKV_FULL && hunt.held)
+            job->status =
+                samkv_fail(&job->error, SAMKV_BUSY,
+                           "the store %s is full, and what was evicted is still being read: try again", s->path);
         if (job->status != SAMKV_OK)
             tell_failed(job);
     }
@@ -338,19 +389,33 @@ static bool has_group(const struct samkv_queue *q)
     return q->first && (q->pressing > 0 || q->bytes >= SAMKV_GROUP_MAX_BYTES || q->ending);
 }
 
-/* Waits for something to do; with a removal that failed, for no longer than until it should be tried again. */
-static void wait_for_work(struct samkv_queue *q)
+static size_t group_bytes(const struct samkv_job *first)
 {
-    if (!next_removal(q, true)) {
+    size_t bytes = 0;
+    for (; first; first = first->next)
+        bytes += first->bytes;
+    return bytes;
+}
+
+/* Waits for something to do; with a removal that failed or upkeep ahead, not for long. True: look whether that is due.
+ */
+static bool wait_for_work(struct samkv_store *s)
+{
+    struct samkv_queue *q = &s->queue;
+    bool stuck = next_removal(q, true) != NULL;
+    int wait_s = samkv_upkeep_wait_s(s);
+    if (!stuck && wait_s < 0) {
         pthread_cond_wait(&q->work, &q->lock);
-        return;
+        return false;
     }
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += RETRY_REMOVAL_S;
-    if (pthread_cond_timedwait(&q->work, &q->lock, &until) != 0)
-        for (struct samkv_claim *c = q->claims; c; c = c->next)
-            c->stuck = false;
+    until.tv_sec += stuck ? RETRY_REMOVAL_S : wait_s;
+    if (pthread_cond_timedwait(&q->work, &q->lock, &until) == 0)
+        return false;
+    for (struct samkv_claim *c = q->claims; c; c = c->next)
+        c->stuck = false;
+    return true;
 }
 
 static void *writer_main(void *arg)
@@ -362,12 +427,11 @@ static void *writer_main(void *arg)
         struct samkv_job *group = has_group(q) ? take_group(q) : NULL;
         if (!group && q->ending)
             break;
-        if (!group && !next_removal(q, false)) {
-            wait_for_work(q);
+        if (!group && !next_removal(q, false) && !wait_for_work(s))
             continue;
-        }
         pthread_mutex_unlock(&q->lock);
         if (group) {
+            samkv_evict_ahead(s, group_bytes(group));
             run_group(s, group);
             finish_group(s, group);
         }
@@ -375,6 +439,7 @@ static void *writer_main(void *arg)
         bool idle;
         enum samkv_status st = remove_next(s, false, &idle, &ignored);
         (void)st;
+        samkv_upkeep(s);
         pthread_mutex_lock(&q->lock);
     }
     pthread_mutex_unlock(&q->lock);

@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "daemon/store/ledger.h"
 #include "daemon/store/store.h"
 
 #define SAMKV_QUEUE_MAX_BYTES ((size_t)64 << 20)
@@ -35,9 +36,11 @@ struct samkv_claim {
 struct samkv_change {
     struct samkv_store *store;
     MDB_txn *txn;
-    bool grows;                   /* puts bulk data: the reserve must stay free */
-    bool broken;                  /* LMDB failed: nothing of this transaction may be committed */
-    struct samkv_claim *removing; /* documents that stop being visible with this transaction */
+    bool grows;                               /* puts bulk data: the reserve must stay free */
+    bool broken;                              /* LMDB failed: nothing of this transaction may be committed */
+    struct samkv_claim *removing;             /* documents that stop being visible with this transaction */
+    struct samkv_journal journal;             /* what of it is booked in the ledger */
+    uint64_t evicted, evicted_bytes, expired; /* to be counted when it is committed */
 };
 
 struct samkv_job {
@@ -83,6 +86,15 @@ enum samkv_status samkv_queue_call(struct samkv_store *, struct samkv_job *, str
 /* Runs a job in a transaction of its own on the calling thread. Only before the writer thread is started. */
 enum samkv_status samkv_queue_run_now(struct samkv_store *, struct samkv_job *, struct samkv_error *) SAMKV_MUST_USE;
 
+/* Runs a step of the writer thread's own, likewise. Only on that thread. */
+enum samkv_status samkv_queue_run_step(struct samkv_store *, struct samkv_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* One step of removing a document. OK also when there is nothing to do (*idle). Only on the writer thread. */
+enum samkv_status samkv_queue_remove_next(struct samkv_store *, bool *idle, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Waits until nothing is left to remove, or removing is stuck. Not on the writer thread. */
+void samkv_queue_wait_removals(struct samkv_store *);
+
 /* Queues a job (on the heap); waits while too many bytes are queued. */
 void samkv_queue_push(struct samkv_store *, struct samkv_job *);
 
@@ -96,6 +108,9 @@ void samkv_claim_end(struct samkv_store *, struct samkv_claim *);
 
 /* Gives the claim to the writer thread, which removes the document's records and ends the claim. */
 void samkv_claim_remove(struct samkv_store *, struct samkv_claim *);
+
+/* Claims a document for removal unless somebody has it; false: then nothing was done. Writer thread. */
+bool samkv_claim_abandoned(struct samkv_store *, const struct samkv_key *);
 
 /* Removes until nothing claimed for removal is left, or a step fails. Only before the thread is started. */
 enum samkv_status samkv_queue_drain_removals(struct samkv_store *, struct samkv_error *) SAMKV_MUST_USE;

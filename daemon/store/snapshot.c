@@ -25,12 +25,34 @@ static enum samkv_status unreadable(const struct samkv_store *s, struct samkv_er
                       s->path);
 }
 
+#include "daemon/base/clock.h"
+
+static void enlist(struct samkv_reading *r, struct samkv_snapshot *snapshot)
+{
+    pthread_mutex_lock(&r->lock);
+    snapshot->began_ms = samkv_now_ms();
+    snapshot->before = r->last;
+    *(r->last ? &r->last->after : &r->first) = snapshot;
+    r->last = snapshot;
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void strike_off(struct samkv_reading *r, struct samkv_snapshot *snapshot)
+{
+    pthread_mutex_lock(&r->lock);
+    *(snapshot->before ? &snapshot->before->after : &r->first) = snapshot->after;
+    *(snapshot->after ? &snapshot->after->before : &r->last) = snapshot->before;
+    pthread_mutex_unlock(&r->lock);
+}
+
 enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snapshot **out, struct samkv_error *err)
 {
     *out = NULL;
     struct samkv_snapshot *snapshot = calloc(1, sizeof *snapshot);
     if (!snapshot)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    snapshot->host_cache = s->host_cache;
+    snapshot->epoch = s->host_cache ? samkv_host_cache_epoch(s->host_cache) : 0;
     struct beginning b = {.env = s->env};
     if (!samkv_guard_run(s->map, s->limit_bytes, begin, &b)) {
         free(snapshot);
@@ -43,6 +65,7 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snaps
     snapshot->txn = b.txn;
     snapshot->store = s;
     pthread_mutex_init(&snapshot->lock, NULL);
+    enlist(&s->reading, snapshot);
     atomic_fetch_add(&s->snapshots, 1);
     *out = snapshot;
     return SAMKV_OK;
@@ -53,9 +76,15 @@ void samkv_snapshot_end(struct samkv_snapshot *snapshot)
     if (!snapshot)
         return;
     mdb_txn_abort(snapshot->txn);
+    strike_off(&snapshot->store->reading, snapshot);
     atomic_fetch_sub(&snapshot->store->snapshots, 1);
     pthread_mutex_destroy(&snapshot->lock);
     free(snapshot);
+}
+
+void samkv_snapshot_bypass_memory(struct samkv_snapshot *snapshot)
+{
+    snapshot->host_cache = NULL;
 }
 
 uint64_t samkv_snapshot_bytes_read(const struct samkv_snapshot *snapshot)
@@ -155,7 +184,16 @@ enum samkv_status samkv_snapshot_name(struct samkv_snapshot *snapshot, const cha
             samkv_fail(err, st, "the name %s is damaged: ingest it again", id);
     }
     samkv_held_release(snapshot->store, &held);
-    return st;
+    if (st != SAMKV_OK)
+        return st;
+    uint64_t ttl_s = 0;
+    st = samkv_snapshot_ttl(snapshot, collection, &ttl_s, err);
+    bool seen = samkv_snapshot_sees(snapshot, ttl_s, out);
+    if (st == SAMKV_OK && seen)
+        return st;
+    samkv_name_deinit(out);
+    out->expired = !seen;
+    return st == SAMKV_OK ? SAMKV_NOT_FOUND : st;
 }
 
 enum samkv_status samkv_snapshot_manifest(struct samkv_snapshot *snapshot, const struct samkv_key *key,
@@ -199,6 +237,24 @@ static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_d
     return st;
 }
 
+/* read_part for a block or index record, from memory when it is there. */
+static enum samkv_status read_kept_part(struct samkv_snapshot *snapshot, enum samkv_db db, enum samkv_record_kind kind,
+                                        const struct samkv_key *document, uint32_t number,
+                                        const struct samkv_layout *layout, void *const *dst, const char *what,
+                                        struct samkv_error *err)
+{
+    struct samkv_host_cache *cache = snapshot->host_cache;
+    const struct samkv_host_key key = {*document, kind, number};
+    if (cache && samkv_host_cache_read(cache, snapshot->epoch, &key, layout, dst))
+        return SAMKV_OK;
+    uint8_t buffer[SAMKV_PART_KEY_BYTES];
+    enum samkv_status st =
+        read_part(snapshot, db, kind, samkv_part_key(document, number, buffer), layout, dst, what, err);
+    if (st == SAMKV_OK && cache)
+        samkv_host_cache_add(cache, snapshot->epoch, &key, layout, dst);
+    return st;
+}
+
 enum samkv_status samkv_snapshot_tokens(struct samkv_snapshot *snapshot, const struct samkv_key *key, int32_t *out,
                                         size_t count, struct samkv_error *err)
 {
@@ -224,10 +280,8 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *snapshot, const st
     if (layer >= m->shape.layers || count != layout.bytes / sizeof *out)
         return samkv_fail(err, SAMKV_INVALID, "layer %u of %u with %zu numbers is no index of this document", layer,
                           m->shape.layers, count);
-    uint8_t buffer[SAMKV_PART_KEY_BYTES];
     void *dst[1] = {out};
-    return read_part(snapshot, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, samkv_part_key(&m->key, layer, buffer), &layout, dst,
-                     "the index", err);
+    return read_kept_part(snapshot, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, &m->key, layer, &layout, dst, "the index", err);
 }
 
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *snapshot, const struct samkv_manifest *m, uint32_t block,
@@ -239,7 +293,5 @@ enum samkv_status samkv_snapshot_block(struct samkv_snapshot *snapshot, const st
     if (block >= m->blocks)
         return samkv_fail(err, SAMKV_INVALID, "the document has %u blocks, no block %u", m->blocks, block);
     struct samkv_layout layout = samkv_block_layout(m, block);
-    uint8_t buffer[SAMKV_PART_KEY_BYTES];
-    return read_part(snapshot, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, samkv_part_key(&m->key, block, buffer), &layout, dst,
-                     "a block", err);
+    return read_kept_part(snapshot, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, &m->key, block, &layout, dst, "a block", err);
 }

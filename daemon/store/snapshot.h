@@ -13,7 +13,18 @@ struct samkv_snapshot {
     MDB_txn *txn;
     pthread_mutex_t lock; /* LMDB allows one call at a time on a transaction; what mdb_get found stays until its end */
     atomic_uint_fast64_t bytes_read;
+    struct samkv_host_cache *host_cache;   /* NULL: everything is read from the file */
+    uint64_t epoch;                        /* of the host cache, from before the transaction */
+    struct samkv_snapshot *before, *after; /* of those that are open */
+    double began_ms;
 };
+
+/* The TTL of a collection's names, 0 for one that has none or is not there. */
+enum samkv_status samkv_snapshot_ttl(struct samkv_snapshot *, const char *collection, uint64_t *ttl_s,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
+/* Fills name->expires_unix_s. False: it has expired. */
+bool samkv_snapshot_sees(const struct samkv_snapshot *, uint64_t ttl_s, struct samkv_name *);
 
 /*
  * The record under a key, still unchecked, out of the store into *held, which begins empty (zeros) and which the caller

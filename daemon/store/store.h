@@ -34,6 +34,7 @@ struct samkv_key {
 struct samkv_store;
 struct samkv_snapshot;
 struct samkv_writer;
+struct samkv_host_cache;
 
 enum samkv_codec {
     SAMKV_CODEC_RAW = 0,
@@ -42,12 +43,19 @@ enum samkv_codec {
 #define SAMKV_CODEC_COUNT 2
 
 struct samkv_store_options {
-    const char *path;       /* directory, created when missing (mode 0700) */
-    uint64_t max_bytes;     /* hard limit of the data file; 0: what the file system has */
-    enum samkv_codec codec; /* of new blocks */
-    int zstd_level;         /* 0: 1 */
-    bool read_only;         /* verify and show beside a running daemon */
-    bool direct;            /* read blocks that are not in the page cache past it, where the file system can */
+    const char *path;            /* directory, created when missing (mode 0700) */
+    uint64_t max_bytes;          /* hard limit of the data file; 0: what the file system has */
+    enum samkv_codec codec;      /* of new blocks */
+    int zstd_level;              /* 0: 1 */
+    bool read_only;              /* verify and show beside a running daemon */
+    bool evict;                  /* at max_bytes, or on a full disk: documents go, rather than that a write is FULL */
+    bool quota_refuses;          /* at a quota: FULL, rather than that others of the collection go */
+    int64_t (*now_s)(void *arg); /* unix seconds that TTLs are judged by; NULL: the system's. Any thread */
+    void *now_arg;
+
+    /* Memory for decoded blocks and index records, a hard limit; 0: none are kept. */
+    uint64_t host_cache_bytes;
+    bool direct; /* read blocks that are not in the page cache past it, where the file system can */
 };
 
 /*
@@ -63,6 +71,9 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *, struct sa
 
 /* Finishes queued writes. NULL is allowed. Snapshots must be gone. */
 void samkv_store_close(struct samkv_store *);
+
+/* What it keeps in memory, for its counters; NULL when nothing. */
+struct samkv_host_cache *samkv_store_host_cache(struct samkv_store *);
 
 /* ------------------------------------------------------------------ collections */
 
@@ -95,8 +106,11 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *, struct samkv_snapsh
                                        struct samkv_error *) SAMKV_MUST_USE;
 void samkv_snapshot_end(struct samkv_snapshot *);
 
-/* Bytes of record values (as stored) that this snapshot has read from index and block so far; any thread that may use
- * it. */
+/* From now on index and block read the data file, whatever the store has in memory: for whoever looks for damage. */
+void samkv_snapshot_bypass_memory(struct samkv_snapshot *);
+
+/* Bytes of record values (as stored) that this snapshot has read from index and block so far, memory's not counted; any
+ * thread that may use it. */
 uint64_t samkv_snapshot_bytes_read(const struct samkv_snapshot *);
 
 /* NOT_FOUND without error text when there is none. The caller deinits out. */
@@ -123,11 +137,14 @@ struct samkv_name {
     struct samkv_key key;
     int64_t put_unix_s; /* when it was last pointed at a document; 0: by a schema that did not note it */
     bool pinned;        /* no eviction and no TTL removes it */
+    /* Not stored, set by who reads: */
+    int64_t expires_unix_s; /* by its collection's TTL; 0: never */
+    bool expired;           /* with NOT_FOUND: it has been there, and its time is over */
 };
 
 void samkv_name_deinit(struct samkv_name *);
 
-/* The document behind (collection, id). NOT_FOUND without text. title may be NULL. */
+/* The document behind (collection, id). NOT_FOUND without text, also when it has expired. title may be NULL. */
 enum samkv_status samkv_snapshot_name(struct samkv_snapshot *, const char *collection, const char *id,
                                       struct samkv_name *out, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_snapshot_manifest(struct samkv_snapshot *, const struct samkv_key *, struct samkv_manifest *out,
@@ -148,13 +165,14 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct sam
  * Decodes block `block` into 2 * layers pieces: dst[2*l] gets layer l's K (before RoPE), dst[2*l+1] its V, each
  * (tokens of the block, kv_heads, head_dim) contiguous in the manifest's dtype. All reading functions may run on
  * several threads at once with the same snapshot: only the look-up is serialised, reading the file and decoding are
- * not. CORRUPT when the record is damaged, missing or unreadable (a bad sector); dst may then be half written.
+ * not. CORRUPT when the record is damaged, missing or unreadable (a bad sector); dst may then be half written. What the
+ * store has in memory (host_cache.h) is copied from there.
  */
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
 
-/* Calls back for every name of a collection in order of id, from the first one > after ("" for all), until fn returns
- * false. Names whose records are damaged are left out. */
+/* Calls back for every name of a collection that has not expired, in order of id, from the first one > after ("" for
+ * all), until fn returns false. Names whose records are damaged are left out. */
 enum samkv_status samkv_snapshot_each_name(struct samkv_snapshot *, const char *collection, const char *after,
                                            bool (*fn)(void *arg, const struct samkv_name *), void *arg,
                                            struct samkv_error *) SAMKV_MUST_USE;
@@ -175,16 +193,22 @@ enum samkv_status samkv_snapshot_each_collection(struct samkv_snapshot *,
  * When a whole document with this key is there already, begin returns OK with *out = NULL: nothing to do but naming it.
  * While another writer has the same key, or an earlier copy is being removed, begin waits for that: so a thread must
  * not begin a second writer of a key that it is writing itself. BUSY when an earlier copy cannot be removed (full
- * disk). put_* encode on the calling thread and queue; they block while too much is queued (bounded memory) and report
- * what the writer thread met (FULL, IO). A process killed before commit leaves nothing visible; the next open clears
- * it. commit wants every block, and the index of all layers or (a preamble) of none. bytes_* and, when 0,
- * created_unix_s of the manifest are set by the store.
+ * disk), and with `evict` while others are written that leave it no room. TOO_LARGE with `evict`: it would not fit
+ * though everything that may go went. put_* encode on the calling thread and queue; they block while too much is queued
+ * (bounded memory) and report what the writer thread met (FULL, IO). A process killed before commit leaves nothing
+ * visible; the next open clears it. commit wants every block, and the index of all layers or (a preamble) of none.
+ * bytes_* and, when 0, created_unix_s of the manifest are set by the store.
  */
 enum samkv_status samkv_writer_begin(struct samkv_store *, const struct samkv_manifest *, const int32_t *tokens,
                                      struct samkv_writer **out, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_writer_block(struct samkv_writer *, uint32_t block, const void *const *src,
                                      struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_writer_index(struct samkv_writer *, uint32_t layer, const float *index, size_t count,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
+/* Optional, right after begin: will the document fit that collection's quota? TOO_LARGE (or FULL, where quotas refuse)
+ * when it will not, by the size that is to be expected: abort. commit judges by the real one. */
+enum samkv_status samkv_writer_admit(struct samkv_writer *, const char *collection,
                                      struct samkv_error *) SAMKV_MUST_USE;
 
 /*
@@ -217,6 +241,52 @@ enum samkv_status samkv_store_block_rewrite(struct samkv_store *, const struct s
 enum samkv_status samkv_store_index_rewrite(struct samkv_store *, const struct samkv_manifest *, uint32_t layer,
                                             const float *index, size_t count, struct samkv_error *) SAMKV_MUST_USE;
 
+/* ------------------------------------------------------------------ limits */
+
+/* A pinned name survives eviction and TTL, and so does its document. NOT_FOUND without text. */
+enum samkv_status samkv_store_pin(struct samkv_store *, const char *collection, const char *id, bool pinned,
+                                  struct samkv_error *) SAMKV_MUST_USE;
+
+struct samkv_limits {
+    bool set_quota, set_ttl; /* what is to be changed */
+    uint64_t quota_bytes, ttl_s;
+};
+
+/* Changes a collection's limits; a lowered quota evicts before it returns. NOT_FOUND without text. */
+enum samkv_status samkv_store_configure(struct samkv_store *, const char *collection, const struct samkv_limits *,
+                                        struct samkv_error *) SAMKV_MUST_USE;
+
+/* Removes some hundred names of a collection, pinned ones too, and adds their number to *removed; with the last of them
+ * the collection itself. *more: call again. NOT_FOUND without text. */
+enum samkv_status samkv_store_collection_remove(struct samkv_store *, const char *collection, uint64_t *removed,
+                                                bool *more, struct samkv_error *) SAMKV_MUST_USE;
+
+struct samkv_gc_report {
+    uint64_t names_expired, names_orphaned; /* orphaned: of collections that are gone */
+    uint64_t documents_unreferenced, documents_unfinished;
+    uint64_t bytes_freed; /* as stored */
+};
+
+/*
+ * Removes what nobody needs, in bounded steps between others' writes. go_on (may be NULL) is called after each; false
+ * ends it with CANCELLED. OK: the space is free for new documents.
+ */
+enum samkv_status samkv_store_gc(struct samkv_store *, struct samkv_gc_report *,
+                                 bool (*go_on)(void *arg, const struct samkv_gc_report *), void *arg,
+                                 struct samkv_error *) SAMKV_MUST_USE;
+
+/* A fetch reads this document: what is used more is evicted later. Only notes it in memory. */
+void samkv_store_use(struct samkv_store *, const struct samkv_key *);
+
+/* By fetches; used_unix_s 0: never. */
+void samkv_store_document_usage(struct samkv_store *, const struct samkv_key *, uint64_t *uses, int64_t *used_unix_s);
+
+/* A document under several of its names counts once, and in each collection that has it. */
+struct samkv_collection_stats {
+    uint64_t documents, names, bytes_raw, bytes_stored;
+};
+void samkv_store_collection_stats(struct samkv_store *, const char *collection, struct samkv_collection_stats *out);
+
 /* ------------------------------------------------------------------ care */
 
 struct samkv_verify_report {
@@ -234,6 +304,10 @@ struct samkv_store_stats {
     uint64_t bytes_file, bytes_used, bytes_limit; /* data file, pages in use, limit */
     uint64_t bytes_raw, bytes_stored;             /* over all documents */
     uint64_t readers, commits;
+    uint64_t bytes_reclaimable; /* pages of the data file that hold nothing */
+    uint64_t bytes_disk_free;
+    uint64_t oldest_reader_s;                       /* how long the oldest snapshot of this process has been open */
+    uint64_t evictions, evicted_bytes, expirations; /* since the store was opened */
 };
 
 enum samkv_status samkv_store_stats(struct samkv_store *, struct samkv_store_stats *out,

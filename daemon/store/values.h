@@ -65,6 +65,10 @@ enum samkv_status samkv_name_open(struct samkv_bytes value, struct samkv_bytes k
 enum samkv_status samkv_collection_open(struct samkv_bytes value, struct samkv_bytes key,
                                         struct samkv_collection *out) SAMKV_MUST_USE;
 
+/* All but the preamble's tokens, without allocation. */
+enum samkv_status samkv_collection_open_bare(struct samkv_bytes value, struct samkv_bytes key,
+                                             struct samkv_collection *out) SAMKV_MUST_USE;
+
 /* The preamble's key only, without allocation. */
 enum samkv_status samkv_collection_open_preamble(struct samkv_bytes value, struct samkv_bytes key,
                                                  struct samkv_key *out) SAMKV_MUST_USE;

@@ -3,10 +3,12 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "daemon/store/change.h"
 #include "daemon/store/environment.h"
+#include "daemon/store/evict.h"
+#include "daemon/store/expire.h"
+#include "daemon/store/writer.h"
 
 /*
  * The caller's thread encodes and queues; the writer thread puts. The writer's own thread and the store's meet only
@@ -20,6 +22,7 @@ struct samkv_writer {
     uint8_t *have; /* a byte for each block, then one for each layer */
     uint32_t blocks_left, layers_left;
     uint64_t bytes_stored, bytes_index;
+    uint64_t reserved; /* room that was set aside for it */
     atomic_bool abandoned;
     atomic_int failed; /* status of the first record that could not be written; error is set before */
     struct samkv_error error;
@@ -81,6 +84,7 @@ struct commit_job {
     struct samkv_job job;
     struct samkv_writer *writer;
     const char *collection, *id, *title;
+    const struct samkv_name *as; /* whose time and pin the name gets; NULL: those of a new one */
 };
 
 static enum samkv_status apply_commit(struct samkv_change *c, struct samkv_job *job, struct samkv_error *err)
@@ -106,6 +110,10 @@ static enum samkv_status apply_commit(struct samkv_change *c, struct samkv_job *
         st = samkv_change_unmark_pending(c, &w->manifest.key, err);
     if (st == SAMKV_OK && commit->collection)
         st = samkv_change_set_name(c, commit->collection, commit->id, commit->title, &w->manifest.key, err);
+    if (st == SAMKV_OK && commit->as)
+        st = samkv_change_dress_name(c, commit->collection, commit->as, err);
+    if (st == SAMKV_OK && commit->collection)
+        st = samkv_evict_for_quota(c, commit->collection, &w->manifest.key, err);
     if (st != SAMKV_OK)
         c->broken = true; /* something was written */
     return st;
@@ -119,6 +127,7 @@ static enum samkv_status apply_abort(struct samkv_change *c, struct samkv_job *j
 
 static void writer_free(struct samkv_writer *w)
 {
+    samkv_evict_give_back(w->store, w->reserved);
     free(w->have);
     free(w);
 }
@@ -132,6 +141,31 @@ static void release_abort(struct samkv_store *s, struct samkv_job *job)
 
 /* ------------------------------------------------------------------ on the caller's thread */
 
+/* Queues a sealed record, which is taken over in every case. */
+static enum samkv_status queue_part(struct samkv_writer *w, enum samkv_db db, struct samkv_bytes key, uint8_t *record,
+                                    size_t record_bytes, struct samkv_error *err)
+{
+    struct part_job *part = calloc(1, sizeof *part);
+    if (!part) {
+        free(record);
+        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    }
+    part->job = (struct samkv_job){
+        .apply = apply_part, .failed = part_failed, .release = release_part, .bytes = sizeof *part + record_bytes};
+    part->writer = w;
+    part->db = db;
+    memcpy(part->key, key.data, key.size);
+    part->key_bytes = key.size;
+    part->record = record;
+    part->record_bytes = record_bytes;
+    if (db != SAMKV_DB_TOKENS)
+        w->bytes_stored += record_bytes;
+    if (db == SAMKV_DB_INDEX)
+        w->bytes_index += record_bytes;
+    samkv_queue_push(w->store, &part->job);
+    return SAMKV_OK;
+}
+
 /* Encodes one record and queues it. */
 static enum samkv_status push_part(struct samkv_writer *w, enum samkv_db db, enum samkv_record_kind kind,
                                    struct samkv_bytes key, enum samkv_codec codec, const struct samkv_layout *layout,
@@ -140,29 +174,14 @@ static enum samkv_status push_part(struct samkv_writer *w, enum samkv_db db, enu
     enum samkv_status st = writer_failure(w, err);
     if (st != SAMKV_OK)
         return st;
-    struct part_job *part = calloc(1, sizeof *part);
-    st = part ? samkv_record_encode(kind, key, codec, w->store->zstd_level, layout, src, &w->store->scratch,
-                                    &part->record, &part->record_bytes)
-              : SAMKV_NO_MEMORY;
-    if (st != SAMKV_OK) {
-        free(part);
+    uint8_t *record;
+    size_t record_bytes;
+    st = samkv_record_encode(kind, key, codec, w->store->zstd_level, layout, src, &w->store->scratch, &record,
+                             &record_bytes);
+    if (st != SAMKV_OK)
         return samkv_fail(err, st, "a record of %zu bytes could not be encoded: %s", samkv_layout_bytes(layout),
                           samkv_status_text(st));
-    }
-    part->job = (struct samkv_job){.apply = apply_part,
-                                   .failed = part_failed,
-                                   .release = release_part,
-                                   .bytes = sizeof *part + part->record_bytes};
-    part->writer = w;
-    part->db = db;
-    memcpy(part->key, key.data, key.size);
-    part->key_bytes = key.size;
-    if (db != SAMKV_DB_TOKENS)
-        w->bytes_stored += part->record_bytes;
-    if (db == SAMKV_DB_INDEX)
-        w->bytes_index += part->record_bytes;
-    samkv_queue_push(w->store, &part->job);
-    return SAMKV_OK;
+    return queue_part(w, db, key, record, record_bytes, err);
 }
 
 /* OK: nobody else has the document, and it is not there. *whole: it is, and the claim was given back. */
@@ -221,6 +240,11 @@ enum samkv_status samkv_writer_begin(struct samkv_store *s, const struct samkv_m
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     bool whole;
     st = claim_document(s, &m->key, &w->claim, &whole, err);
+    if (st == SAMKV_OK && !whole) {
+        st = samkv_evict_admit(s, &w->manifest, &w->reserved, err);
+        if (st != SAMKV_OK)
+            samkv_claim_end(s, w->claim);
+    }
     if (st != SAMKV_OK || whole) {
         writer_free(w);
         return st;
@@ -275,6 +299,45 @@ enum samkv_status samkv_writer_index(struct samkv_writer *w, uint32_t layer, con
     return st;
 }
 
+/* ------------------------------------------------------------------ sealed records (writer.h) */
+
+enum samkv_status samkv_writer_begin_sealed(struct samkv_store *s, const struct samkv_manifest *m,
+                                            const int32_t *tokens, struct samkv_writer **out, struct samkv_error *err)
+{
+    enum samkv_status st = samkv_writer_begin(s, m, tokens, out, err);
+    if (*out)
+        (*out)->manifest.codec = m->codec;
+    return st;
+}
+
+enum samkv_status samkv_writer_sealed(struct samkv_writer *w, enum samkv_record_kind kind, uint32_t number,
+                                      uint8_t *record, size_t record_bytes, struct samkv_error *err)
+{
+    bool is_block = kind == SAMKV_RECORD_BLOCK;
+    uint32_t count = is_block ? w->manifest.blocks : w->manifest.shape.layers;
+    size_t place = is_block ? number : (size_t)w->manifest.blocks + number;
+    enum samkv_status st = writer_failure(w, err);
+    if (st == SAMKV_OK && (number >= count || w->have[place]))
+        st = samkv_fail(err, SAMKV_INVALID, "record %u of %u is out of range or was written already", number, count);
+    if (st != SAMKV_OK) {
+        free(record);
+        return st;
+    }
+    uint8_t key[SAMKV_PART_KEY_BYTES];
+    st = queue_part(w, is_block ? SAMKV_DB_BLOCK : SAMKV_DB_INDEX, samkv_part_key(&w->manifest.key, number, key),
+                    record, record_bytes, err);
+    if (st == SAMKV_OK) {
+        w->have[place] = 1;
+        --*(is_block ? &w->blocks_left : &w->layers_left);
+    }
+    return st;
+}
+
+enum samkv_status samkv_writer_admit(struct samkv_writer *w, const char *collection, struct samkv_error *err)
+{
+    return samkv_evict_admit_to(w->store, collection, &w->manifest, err);
+}
+
 static enum samkv_status check_commit(const struct samkv_writer *w, const char *collection, const char *id,
                                       const char *title, struct samkv_error *err)
 {
@@ -285,8 +348,8 @@ static enum samkv_status check_commit(const struct samkv_writer *w, const char *
     return collection ? samkv_name_check(collection, id, title, err) : SAMKV_OK;
 }
 
-enum samkv_status samkv_writer_commit(struct samkv_writer *w, const char *collection, const char *id, const char *title,
-                                      struct samkv_error *err)
+static enum samkv_status commit_with(struct samkv_writer *w, const char *collection, const char *id, const char *title,
+                                     const struct samkv_name *as, struct samkv_error *err)
 {
     enum samkv_status st = check_commit(w, collection, id, title, err);
     if (st != SAMKV_OK) {
@@ -298,9 +361,9 @@ enum samkv_status samkv_writer_commit(struct samkv_writer *w, const char *collec
     m->bytes_stored = w->bytes_stored;
     m->bytes_index = w->bytes_index;
     if (!m->created_unix_s)
-        m->created_unix_s = (int64_t)time(NULL);
+        m->created_unix_s = samkv_store_now_s(w->store);
     struct commit_job commit = {
-        .job = {.apply = apply_commit}, .writer = w, .collection = collection, .id = id, .title = title};
+        .job = {.apply = apply_commit}, .writer = w, .collection = collection, .id = id, .title = title, .as = as};
     struct samkv_store *s = w->store;
     st = samkv_queue_call(s, &commit.job, err);
     if (st == SAMKV_OK)
@@ -309,6 +372,18 @@ enum samkv_status samkv_writer_commit(struct samkv_writer *w, const char *collec
         samkv_claim_remove(s, w->claim); /* its records went through the queue before */
     writer_free(w);
     return st;
+}
+
+enum samkv_status samkv_writer_commit(struct samkv_writer *w, const char *collection, const char *id, const char *title,
+                                      struct samkv_error *err)
+{
+    return commit_with(w, collection, id, title, NULL, err);
+}
+
+enum samkv_status samkv_writer_commit_as(struct samkv_writer *w, const char *collection, const struct samkv_name *name,
+                                         struct samkv_error *err)
+{
+    return commit_with(w, collection, name->id, name->title, name, err);
 }
 
 void samkv_writer_abort(struct samkv_writer *w)

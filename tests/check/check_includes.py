@@ -11,7 +11,7 @@ import sys
 ALLOWED = {
     "proto": [],
     "client": ["proto"],
-    "client/ctl": ["client", "proto"],
+    "client/ctl": ["client", "proto", "daemon/store/bundle.h"],
     "kernels": ["proto/status.h", "proto/tensor.h"],
     "daemon/base": ["proto"],
     "daemon/model": ["kernels", "daemon/base", "proto"],
@@ -42,6 +42,7 @@ LIBRARIES = {
     r"protobuf-c/.*": ["proto", "client", "daemon/net"],
     r"(dnnl.*|oneapi/.*|cblas.*|omp|immintrin)\.h.*": ["kernels"],
     r"(cuda.*|cublas.*)\.h": ["kernels"],
+    r"(llama|ggml.*)\.h": ["client"],
 }
 
 SUFFIXES = {".c", ".h", ".cc", ".cu", ".cuh"}

@@ -13,8 +13,10 @@ done
 check() {
     language=$1
     shift
-    printf '#include "samkv/samkv.h"\n#include "samkv/samkv.h"\nint main(void) { return 0; }\n' |
-        "$@" -x "$language" -pedantic -Wall -Wextra -Werror -I"$include" -fsyntax-only -
+    for public in samkv samkv_llama; do
+        printf '#include "samkv/%s.h"\n#include "samkv/%s.h"\nint main(void) { return 0; }\n' "$public" "$public" |
+            "$@" -x "$language" -pedantic -Wall -Wextra -Werror -I"$include" -fsyntax-only -
+    done
 }
 check c gcc -std=c11
 check c++ g++ -std=c++11

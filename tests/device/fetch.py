@@ -253,7 +253,7 @@ def mb_read(text):
 
 def cold(o, label, **options):
     """One fetch by a daemon and a client that have served other documents: all is warm in them but these."""
-    daemon = Daemon(o, "--device-cache-bytes", "1M")
+    daemon = Daemon(o, "--device-cache-bytes", "1M", "--host-cache-bytes", "0")
     counters, before = pathlib.Path("/proc/%d/io" % daemon.process.pid), o.folder / "samkv-bench-io"
     try:
         line = daemon.bench(label, fetches=1, warm_up=2, warm_collection="warm-up",
@@ -310,7 +310,7 @@ def run_steps(o):
     finally:
         daemon.stop()
     if "host" in steps:
-        daemon = Daemon(o, "--device-cache-bytes", "1M")
+        daemon = Daemon(o, "--device-cache-bytes", "1M", "--host-cache-bytes", "0")
         try:
             daemon.bench("warm in host memory", placement=placement, fetches=9, warm_up=3, **head)
             daemon.bench("warm in host memory, cosine", placement=placement, fetches=9, warm_up=2, update="cosine", **head)

@@ -141,3 +141,25 @@ def make_model(folder, family, seed=1, layers=4, hidden=64, heads=4, ffn=128, dt
         where.update({name: file for name in mine})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": where}))
     return folder
+
+
+def ascii_tokenizer(folder):
+    """A tokenizer.json for such a model in which every token is some ASCII text, so that whatever the model says can be
+    read back: ids 32 to 126 are their characters, the others three letters each. Byte-level, without merges."""
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    (pathlib.Path(folder) / "tokenizer.json").write_text(json.dumps({
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+        "pre_tokenizer": level, "post_processor": None, "decoder": level,
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": {token: i for i, token in enumerate(ascii_tokens())}, "merges": []}}))
+
+
+def ascii_tokens():
+    """That tokenizer's tokens by id, as a byte-level one writes them."""
+    return ["Ġ" if i == 32 else chr(i) if 32 < i < 127 else "~%02x" % i for i in range(VOCABULARY)]
+
+
+def ascii_text(tokens):
+    """What that tokenizer decodes these ids to."""
+    return "".join(chr(i) if 32 <= i < 127 else "~%02x" % i for i in tokens)

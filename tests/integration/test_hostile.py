@@ -103,13 +103,34 @@ class Hostile(unittest.TestCase):
 
     def test_payloads_that_are_no_messages(self):
         rng = random.Random(3)
-        for kind in (wire.INGEST, wire.FETCH, wire.ASK, wire.LIST, wire.SHOW, wire.REMOVE, wire.VERIFY):
+        for kind in (wire.INGEST, wire.FETCH, wire.ASK, wire.LIST, wire.SHOW, wire.REMOVE, wire.VERIFY,
+                     wire.CONFIGURE, wire.PIN, wire.GC):
             with self.connect() as c:
                 for payload in (b"\x0a\xff\xff\xff\xff\x7f", b"\x07", b"\x0a", rng.randbytes(100) + b"\x0a\x80"):
                     status, text = c.error_of(kind, payload)
                     self.assertIn(status, (PROTOCOL, INVALID))
                     self.assertTrue(text)
                     self.assertNotIn("\n", text)
+
+    def test_limits_that_mean_nothing(self):
+        for kind, body in ((wire.CONFIGURE, wire.message(f1="default")), (wire.CONFIGURE, wire.message(f1="a\nb", f3=1)),
+                           (wire.CONFIGURE, wire.message(f1="x" * 256, f3=1)), (wire.PIN, wire.message(f1="default")),
+                           (wire.PIN, wire.message(f2=["a"] * 5000)), (wire.PIN, wire.message(f2=["a\x01"])),
+                           (wire.REMOVE, wire.message(f3=1)), (wire.REMOVE, wire.message(f1="default", f2=["d0"], f3=1))):
+            with self.connect() as c:
+                status, text = c.error_of(kind, body)
+                self.assertEqual(status, INVALID)
+                self.assertTrue(text)
+        with self.connect() as c:    # the largest numbers there are, and back
+            for value in (2 ** 64 - 1, 2 ** 63, 0):
+                flags, _ = c.ask(wire.CONFIGURE, wire.message(f1="default", f2=value, f3=value))
+                self.assertFalse(flags & wire.ERROR)
+                self.assert_serving()
+            body = wire.message(f1="hostile-terms", f2="a", f5=wire.tokens([1, 2]),
+                                f6=wire.message(f9=2 ** 64 - 1, f10=2 ** 64 - 1))
+            self.assertFalse(c.ask(wire.INGEST, body)[0] & wire.ERROR)
+            self.assertFalse(c.ask(wire.REMOVE, wire.message(f1="hostile-terms", f3=1))[0] & wire.ERROR)
+            self.assertEqual(c.error_of(wire.CONFIGURE, wire.message(f1="hostile-terms", f2=1))[0], NOT_FOUND)
 
     # -------------------------------------------------------------- sizes
 

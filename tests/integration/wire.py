@@ -2,7 +2,7 @@
 import socket
 import struct
 
-HELLO, PING, INGEST, FETCH, ASK, LIST, SHOW, REMOVE, STATUS, VERIFY = range(1, 11)
+HELLO, PING, INGEST, FETCH, ASK, LIST, SHOW, REMOVE, STATUS, VERIFY, CONFIGURE, PIN, GC, EXPORT, IMPORT = range(1, 16)
 REPLY, ERROR, MORE, FD = 1, 2, 4, 8
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<IHHQ")
@@ -95,6 +95,11 @@ class Connection:
         size = len(payload) if claimed is None else claimed
         self.raw(HEADER.pack(size, kind, flags, self.number) + payload)
 
+    def send_with(self, kind, payload, fds):
+        """A request with descriptors at its first byte."""
+        self.number += 1
+        socket.send_fds(self.socket, [HEADER.pack(len(payload), kind, 0, self.number) + payload], fds)
+
     def raw(self, data):
         try:
             self.socket.sendall(data)
@@ -119,6 +124,15 @@ class Connection:
         """(request number, flags, payload) of the next frame; fds that come along are closed."""
         size, _, flags, number = HEADER.unpack(self._exactly(HEADER.size))
         return number, flags, self._exactly(size)
+
+    def last_of(self, kind, payload, fds):
+        """(flags, payload) of the last frame that answers a request with descriptors; pieces before it are dropped."""
+        self.send_with(kind, payload, fds)
+        while True:
+            number, flags, reply = self.receive()
+            assert number == self.number, (number, self.number)
+            if not flags & MORE:
+                return flags, reply
 
     def ask(self, kind, payload=b""):
         """Sends a request and returns (flags, payload) of its reply."""

@@ -23,6 +23,7 @@ struct fixture {
     struct seen seen[200];
     size_t seen_count;
     bool refuse; /* the host answers BUSY at once */
+    int taken;   /* descriptors that came with the last request of type EXPORT, closed */
     int client;
 };
 
@@ -33,6 +34,11 @@ SHARED void on_request(void *arg, struct samkv_session *session, const struct sa
     ck_assert_uint_lt(f->seen_count, 200);
     f->seen[f->seen_count++] = (struct seen){*frame, charge, payload->count, payload->count ? payload->data[0] : 0};
     samkv_buffer_deinit(payload);
+    if (frame->type == SAMKV_TYPE_EXPORT) {
+        struct samkv_fds fds = samkv_session_take_fds(session);
+        f->taken = fds.count;
+        samkv_fds_close(&fds);
+    }
     if (f->refuse) {
         struct samkv_error err;
         samkv_fail(&err, SAMKV_BUSY, "not now, try again");

@@ -1,38 +1,5 @@
 /* Every blocking call: what the daemon gets to see, and what the caller gets back. */
-#include "tests/unit/fake_daemon.h"
-
-/* The script answers one request with this, after looking at it. */
-struct exchange {
-    uint16_t type;
-    const ProtobufCMessageDescriptor *request;
-    void (*check)(const ProtobufCMessage *);
-    void (*answer)(struct fake_daemon *, uint64_t id);
-};
-
-static void exchange_one(struct fake_daemon *d)
-{
-    const struct exchange *x = d->arg;
-    struct fake_request request;
-    fake_greet(d);
-    ck_assert(fake_receive(d, &request));
-    ck_assert_uint_eq(request.frame.type, x->type);
-    ck_assert_uint_eq(request.frame.flags, 0);
-    ProtobufCMessage *message =
-        protobuf_c_message_unpack(x->request, NULL, request.frame.payload_bytes, request.payload);
-    ck_assert_ptr_nonnull(message);
-    if (x->check)
-        x->check(message);
-    protobuf_c_message_free_unpacked(message, NULL);
-    free(request.payload);
-    x->answer(d, request.frame.request_id);
-    fake_serve_pings(d);
-}
-
-static struct samkv_client *begin(struct fake_daemon *d, const struct exchange *x)
-{
-    *d = (struct fake_daemon){.arg = x};
-    return fake_connect(d, exchange_one);
-}
+#include "tests/unit/exchange_fixture.h"
 
 /* ------------------------------------------------------------------ ingest */
 
@@ -78,7 +45,7 @@ START_TEST(ingest)
     static const struct exchange x = {SAMKV_TYPE_INGEST, &samkv__ingest_request__descriptor, check_ingest,
                                       answer_ingest};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     const int32_t tokens[] = {0, 1, INT32_MAX};
     struct samkv_document document;
     struct samkv_reply reply;
@@ -140,7 +107,7 @@ START_TEST(fetch_request_and_error)
     static const struct exchange x = {SAMKV_TYPE_FETCH, &samkv__fetch_request__descriptor, check_fetch,
                                       answer_not_found};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     static const char *const ids[] = {"a", "b"};
     const int32_t query[] = {5};
     const uint32_t layers[] = {2, 3};
@@ -237,7 +204,7 @@ static bool collect(void *arg, const char *text, size_t bytes)
 START_TEST(ask_streams)
 {
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &ask_exchange);
+    struct samkv_client *client = exchange_begin(&d, &ask_exchange);
     struct samkv_ask_options o;
     struct samkv_reply reply;
     struct collected c = {0};
@@ -257,7 +224,7 @@ END_TEST
 START_TEST(ask_is_stopped_by_the_caller)
 {
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &ask_exchange);
+    struct samkv_client *client = exchange_begin(&d, &ask_exchange);
     struct samkv_ask_options o;
     struct samkv_reply reply;
     struct samkv_error err;
@@ -281,7 +248,7 @@ START_TEST(ask_fails_in_the_middle)
 {
     static const struct exchange x = {SAMKV_TYPE_ASK, &samkv__ask_request__descriptor, check_ask, fail_in_the_middle};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     struct samkv_ask_options o;
     struct samkv_reply reply;
     struct samkv_error err;
@@ -326,7 +293,7 @@ START_TEST(list)
 {
     static const struct exchange x = {SAMKV_TYPE_LIST, &samkv__list_request__descriptor, check_list, answer_list};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     struct samkv_reply reply;
     ck_assert_int_eq(samkv_client_list(client, "c", "m", 5, &reply, NULL), SAMKV_OK);
     const struct samkv_list_answer *a = &reply.answer.list;
@@ -358,7 +325,7 @@ START_TEST(show)
 {
     static const struct exchange x = {SAMKV_TYPE_SHOW, &samkv__show_request__descriptor, NULL, answer_show};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     struct samkv_reply reply;
     ck_assert_int_eq(samkv_client_show(client, NULL, "n", &reply, NULL), SAMKV_OK);
     ck_assert_uint_eq(reply.answer.show.text_bytes, 4);
@@ -379,7 +346,7 @@ START_TEST(show_without_document)
     static const struct exchange x = {SAMKV_TYPE_SHOW, &samkv__show_request__descriptor, NULL,
                                       answer_show_without_document};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     struct samkv_reply reply;
     ck_assert_int_eq(samkv_client_show(client, NULL, "n", &reply, NULL), SAMKV_PROTOCOL);
     fake_end(&d, client);
@@ -408,7 +375,7 @@ START_TEST(removal)
                                       answer_remove};
     static const char *const ids[] = {"x", "y"};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     struct samkv_reply reply;
     ck_assert_int_eq(samkv_client_remove(client, NULL, ids, 2, &reply, NULL), SAMKV_OK);
     ck_assert_uint_eq(reply.answer.remove.removed, 1);
@@ -440,7 +407,7 @@ START_TEST(status_of_the_daemon)
 {
     static const struct exchange x = {SAMKV_TYPE_STATUS, &samkv__status_request__descriptor, NULL, answer_status};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     struct samkv_reply reply;
     ck_assert_str_eq(samkv_client_server(client), "fake/1");
     ck_assert_int_eq(samkv_client_status(client, &reply, NULL), SAMKV_OK);
@@ -477,7 +444,7 @@ START_TEST(verify)
 {
     static const struct exchange x = {SAMKV_TYPE_VERIFY, &samkv__verify_request__descriptor, NULL, answer_verify};
     struct fake_daemon d;
-    struct samkv_client *client = begin(&d, &x);
+    struct samkv_client *client = exchange_begin(&d, &x);
     struct samkv_reply reply;
     int calls = 0;
     ck_assert_int_eq(samkv_client_verify(client, NULL, true, count_progress, &calls, &reply, NULL), SAMKV_OK);
@@ -487,6 +454,80 @@ START_TEST(verify)
     ck_assert_str_eq(reply.answer.verify.damaged_ids[0], "c/x");
     samkv_reply_deinit(&reply);
     fake_end(&d, client);
+}
+END_TEST
+
+/* ------------------------------------------------------------------ bundles */
+
+/* As exchange_one, but for the descriptor: it says through it that it came. */
+static void exchange_descriptor(struct fake_daemon *d)
+{
+    struct samkv_frame frame;
+    struct samkv_fds fds;
+    uint8_t header[SAMKV_FRAME_HEADER_BYTES], payload[100];
+    Samkv__BundleReply progress = SAMKV__BUNDLE_REPLY__INIT, last = SAMKV__BUNDLE_REPLY__INIT;
+    fake_greet(d);
+    ck_assert_int_eq(samkv_socket_receive(d->socket, header, sizeof header, &fds), (ssize_t)sizeof header);
+    ck_assert_int_eq(fds.count, 1);
+    ck_assert_int_eq(samkv_frame_decode(header, &frame), SAMKV_OK);
+    ck_assert_uint_eq(frame.flags, 0);
+    ck_assert(fake_read(d->socket, payload, frame.payload_bytes));
+    if (frame.type == SAMKV_TYPE_EXPORT) {
+        Samkv__ExportRequest *m = samkv__export_request__unpack(NULL, frame.payload_bytes, payload);
+        ck_assert_str_eq(m->collection, "wiki");
+        ck_assert_str_eq(m->after, "m");
+        samkv__export_request__free_unpacked(m, NULL);
+    } else {
+        ck_assert_uint_eq(frame.type, SAMKV_TYPE_IMPORT);
+        Samkv__ImportRequest *m = samkv__import_request__unpack(NULL, frame.payload_bytes, payload);
+        ck_assert_str_eq(m->collection, "");
+        ck_assert(m->keep);
+        samkv__import_request__free_unpacked(m, NULL);
+    }
+    ck_assert_int_eq(write(fds.fd[0], "came", 4), 4);
+    samkv_fds_close(&fds);
+    progress.names_total = 3;
+    for (progress.names = 1; progress.names < 3; progress.names++)
+        fake_send(d, frame.type, SAMKV_FLAG_REPLY | SAMKV_FLAG_MORE, frame.request_id, &progress.base, -1);
+    last.collection = "wiki", last.last_id = "z";
+    last.names = 3, last.documents = 2, last.bytes = 1ull << 40, last.skipped = 1, last.kept = 4, last.replaced = 5;
+    fake_reply(d, frame.type, frame.request_id, &last.base);
+    fake_serve_pings(d);
+}
+
+static bool count_names(void *arg, const struct samkv_bundle_answer *b)
+{
+    return b->names == (uint64_t)++ * (int *)arg && b->names_total == 3;
+}
+
+START_TEST(bundles)
+{
+    struct fake_daemon d = {0};
+    int before = fake_open_descriptors(), ends[2], calls = 0;
+    struct samkv_client *client = fake_connect(&d, exchange_descriptor);
+    struct samkv_reply reply;
+    char text[8] = "";
+    ck_assert_int_eq(pipe(ends), 0);
+    const struct samkv_export_options export = {.collection = "wiki", .after = "m"};
+    const struct samkv_import_options import = {.keep = true};
+    ck_assert_int_eq(_i ? samkv_client_import(client, &import, ends[1], count_names, &calls, &reply, NULL)
+                        : samkv_client_export(client, &export, ends[1], count_names, &calls, &reply, NULL),
+                     SAMKV_OK);
+    ck_assert_int_eq(calls, 2);
+    const struct samkv_bundle_answer *b = &reply.answer.bundle;
+    ck_assert_str_eq(b->collection, "wiki");
+    ck_assert_str_eq(b->last_id, "z");
+    ck_assert(b->names == 3 && b->documents == 2 && b->bytes == 1ull << 40);
+    ck_assert(b->skipped == 1 && b->kept == 4 && b->replaced == 5);
+    samkv_reply_deinit(&reply);
+    ck_assert_int_ge(fcntl(ends[1], F_GETFD), 0); /* it stays the caller's */
+    close(ends[1]);
+    ck_assert_int_eq(read(ends[0], text, sizeof text), 4); /* and nobody else has it any more */
+    ck_assert_int_eq(read(ends[0], text, sizeof text), 0);
+    close(ends[0]);
+    ck_assert_int_ne(samkv_client_export(client, &export, -1, NULL, NULL, NULL, NULL), SAMKV_OK);
+    fake_end(&d, client);
+    ck_assert_int_eq(fake_open_descriptors(), before);
 }
 END_TEST
 
@@ -505,6 +546,7 @@ int main(void)
     tcase_add_test(calls, removal);
     tcase_add_test(calls, status_of_the_daemon);
     tcase_add_test(calls, verify);
+    tcase_add_loop_test(calls, bundles, 0, 2);
     suite_add_tcase(suite, calls);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

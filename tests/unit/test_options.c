@@ -61,6 +61,8 @@ START_TEST(defaults)
     ck_assert_int_eq(s.log_level, 2);
     ck_assert_int_ge(s.workers, 8);
     ck_assert_int_eq(s.store_max_bytes, 0);
+    ck_assert_int_gt(s.host_cache_bytes, 0);
+    ck_assert_int_le(s.host_cache_bytes, INT64_C(4) << 30);
     ck_assert_int_eq(s.device_cache_bytes, 0);
     ck_assert_int_eq(s.device_reply_bytes, 0);
     ck_assert_uint_eq(s.models.count, 0);
@@ -75,7 +77,7 @@ START_TEST(arguments_of_every_kind)
     ck_assert_int_eq(read_settings(&s,
                                    "--store=/d --socket /s --model a=/x --model=b=/y=z --device cuda:1 --dtype f16 "
                                    "--threads 3 --workers=2 --store-max-bytes 10G --codec raw --log-level debug "
-                                   "--device-cache-bytes 3G --device-reply-bytes=512M",
+                                   "--device-cache-bytes 3G --device-reply-bytes=512M --host-cache-bytes 256M",
                                    no_environment, &err),
                      SAMKV_OK);
     ck_assert_str_eq(s.socket, "/s");
@@ -89,8 +91,24 @@ START_TEST(arguments_of_every_kind)
     ck_assert_int_eq(s.store_max_bytes, INT64_C(10) << 30);
     ck_assert_int_eq(s.device_cache_bytes, INT64_C(3) << 30);
     ck_assert_int_eq(s.device_reply_bytes, INT64_C(512) << 20);
+    ck_assert_int_eq(s.host_cache_bytes, INT64_C(256) << 20);
     ck_assert_int_eq(s.codec, 0);
     ck_assert_int_eq(s.log_level, 3);
+    samkv_settings_deinit(&s);
+}
+END_TEST
+
+START_TEST(no_host_cache_or_one_that_can_be)
+{
+    struct samkv_settings s;
+    struct samkv_error err;
+    ck_assert_int_eq(read_settings(&s, "--store /d --host-cache-bytes 0", no_environment, &err), SAMKV_OK);
+    ck_assert_int_eq(s.host_cache_bytes, 0);
+    samkv_settings_deinit(&s);
+    ck_assert_int_eq(read_settings(&s, "--store /d --host-cache-bytes 1M", no_environment, &err), SAMKV_OK);
+    samkv_settings_deinit(&s);
+    ck_assert_int_eq(read_settings(&s, "--store /d --host-cache-bytes 1048575", no_environment, &err), SAMKV_INVALID);
+    ck_assert_ptr_nonnull(strstr(err.text, "--host-cache-bytes"));
     samkv_settings_deinit(&s);
 }
 END_TEST
@@ -277,6 +295,7 @@ int main(void)
     TCase *tc = tcase_create("options");
     tcase_add_test(tc, defaults);
     tcase_add_test(tc, arguments_of_every_kind);
+    tcase_add_test(tc, no_host_cache_or_one_that_can_be);
     tcase_add_test(tc, help_and_version_need_nothing_else);
     tcase_add_loop_test(tc, wrong_arguments_say_what_to_do, 0, sizeof wrong / sizeof *wrong);
     tcase_add_test(tc, too_many_models);

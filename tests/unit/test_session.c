@@ -444,6 +444,59 @@ START_TEST(fds_of_clients_are_dropped)
 }
 END_TEST
 
+static int send_export(struct fixture *f, uint64_t id, size_t from, size_t count, const struct samkv_fds *fds)
+{
+    uint8_t bytes[64];
+    size_t all = make_frame(bytes, SAMKV_TYPE_EXPORT, 0, id, "payload", 7);
+    count = count < all - from ? count : all - from;
+    ck_assert_int_eq(samkv_socket_send(f->client, bytes + from, count, fds), (ssize_t)count);
+    return (int)all;
+}
+
+START_TEST(an_fd_of_a_client_comes_with_its_request)
+{
+    struct fixture f;
+    open_session(&f);
+    greet(&f);
+    int before = open_fds();
+    const struct samkv_fds one = {.fd = {STDERR_FILENO}, .count = 1}, two = {.fd = {1, 2}, .count = 2};
+    /* Two at once, each with its own. */
+    send_export(&f, 1, 0, 1000, &one);
+    send_export(&f, 2, 0, 1000, &two);
+    samkv_session_on_readable(f.session, 0);
+    ck_assert_uint_eq(f.seen_count, 1);
+    ck_assert_int_eq(f.taken, 1);
+    samkv_session_on_readable(f.session, 0);
+    ck_assert_uint_eq(f.seen_count, 2);
+    ck_assert_int_eq(f.taken, 2);
+    /* One that comes long before the rest of its request. */
+    int all = send_export(&f, 3, 0, 1, &one);
+    for (int at = 1; at < all; at++) {
+        samkv_session_on_readable(f.session, 0);
+        ck_assert_int_eq(open_fds(), before + 1);
+        send_export(&f, 3, (size_t)at, 1, NULL);
+    }
+    samkv_session_on_readable(f.session, 0);
+    ck_assert_uint_eq(f.seen_count, 3);
+    ck_assert_int_eq(f.taken, 1);
+    /* One that came with another request is gone before the next. */
+    uint8_t ping[16];
+    size_t count = make_frame(ping, SAMKV_TYPE_PING, 0, 9, NULL, 0);
+    ck_assert_int_eq(samkv_socket_send(f.client, ping, count, &one), (ssize_t)count);
+    samkv_session_on_readable(f.session, 0);
+    send_export(&f, 4, 0, 1000, NULL);
+    samkv_session_on_readable(f.session, 0);
+    ck_assert_int_eq(f.taken, 0);
+    ck_assert_int_eq(open_fds(), before);
+    /* One whose request never comes. */
+    send_export(&f, 5, 0, 5, &two);
+    samkv_session_on_readable(f.session, 0);
+    ck_assert_int_eq(open_fds(), before + 2);
+    close_session(&f);
+    ck_assert_int_eq(open_fds(), before - 2);
+}
+END_TEST
+
 /* Random bytes, often behind a good start: nothing but errors may come of it, and nothing may be left. */
 START_TEST(random_bytes)
 {
@@ -499,6 +552,7 @@ int main(void)
     tcase_add_test(tc, an_fd_goes_with_its_frame_and_not_twice);
     tcase_add_test(tc, an_fd_goes_with_the_first_part_of_a_long_frame);
     tcase_add_test(tc, fds_of_clients_are_dropped);
+    tcase_add_test(tc, an_fd_of_a_client_comes_with_its_request);
     tcase_add_loop_test(tc, random_bytes, 0, 200);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);

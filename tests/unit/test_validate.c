@@ -221,11 +221,30 @@ START_TEST(ask)
 }
 END_TEST
 
+START_TEST(bundles)
+{
+    Samkv__ExportRequest e = SAMKV__EXPORT_REQUEST__INIT;
+    Samkv__ImportRequest i = SAMKV__IMPORT_REQUEST__INIT;
+    ck_assert_int_eq(samkv_check_export(&e.base, &err), SAMKV_OK);
+    ck_assert_int_eq(samkv_check_import(&i.base, &err), SAMKV_OK);
+    e.after = "a";
+    ck_assert_int_eq(samkv_check_export(&e.base, &err), SAMKV_OK);
+    e.resume = true;
+    expect_invalid(samkv_check_export(&e.base, &err), "leave the id out");
+    e.after = "\x01";
+    expect_invalid(samkv_check_export(&e.base, &err), "place to go on after");
+    e.after = "", e.collection = i.collection = "\n";
+    expect_invalid(samkv_check_export(&e.base, &err), "collection name");
+    expect_invalid(samkv_check_import(&i.base, &err), "collection name");
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("validate");
     TCase *tc = tcase_create("validate");
     tcase_add_test(tc, names);
+    tcase_add_test(tc, bundles);
     tcase_add_test(tc, numbers_of_ids);
     tcase_add_test(tc, ratio);
     tcase_add_test(tc, theta_and_enums);
