@@ -12,6 +12,7 @@
 #define STEP_DOCUMENTS 64
 #define STEP_NAMES     1024
 #define MAX_ROUNDS     256
+#define MAX_BLIND      16 /* what else may be wrong is not cured by giving up documents */
 #define WAIT_MS        10
 #define MAX_WAITS      300
 #define LOG_EVERY_MS   10e3
@@ -228,19 +229,21 @@ static void finish_removals(struct samkv_store *s)
     (void)st;
 }
 
-static bool evict_some(struct samkv_store *s, uint64_t want)
+enum outcome { EVICTED, NOTHING_TO_EVICT, EVICTING_FAILED };
+
+static enum outcome evict_some(struct samkv_store *s, uint64_t want)
 {
     struct samkv_error err = {0};
     struct choice choice = {0};
     choose(&s->ledger, want, &choice);
     struct evict_job job = {.job = {.apply = apply_evict}, .choice = &choice};
     if (choice.count == 0 || choice.loose < want)
-        return false; /* all of it would not be enough: then nothing goes */
+        return NOTHING_TO_EVICT; /* or all of it would not be enough: then nothing goes */
     enum samkv_status st = samkv_queue_run_step(s, &job.job, &err);
     if (st != SAMKV_OK)
         samkv_log(SAMKV_LOG_WARNING, "store: evicting failed: %s", err.text);
     finish_removals(s);
-    return st == SAMKV_OK;
+    return st == SAMKV_OK ? EVICTED : EVICTING_FAILED;
 }
 
 static uint64_t room_wanted(const struct samkv_store *s, size_t bytes)
@@ -255,11 +258,15 @@ static uint64_t lacking(const struct samkv_store *s, uint64_t used, uint64_t wan
     return needed > s->limit_bytes ? needed - s->limit_bytes : 0;
 }
 
-static void wait_for_readers(struct samkv_hunt *hunt)
+/* False: it was waited for long enough. */
+static bool wait_for_readers(struct samkv_hunt *hunt)
 {
     struct timespec pause = {.tv_nsec = WAIT_MS * 1000000};
-    hunt->waits++;
+    hunt->held = true;
+    if (hunt->waits++ >= MAX_WAITS)
+        return false;
     nanosleep(&pause, NULL);
+    return true;
 }
 
 bool samkv_evict_find_room(struct samkv_store *s, size_t bytes, struct samkv_hunt *hunt)
@@ -274,18 +281,18 @@ bool samkv_evict_find_room(struct samkv_store *s, size_t bytes, struct samkv_hun
     if (!s->evict || samkv_room_measure(s, &room, &ignored) != SAMKV_OK)
         return false;
     uint64_t want = room_wanted(s, bytes), lacks = lacking(s, room.used_bytes, want);
+    bool held = room.held_bytes >= want / 2 && room.free_bytes < want;
     if (!lacks) {
         /* There is room by the count, so its pages are read by a snapshot, lie too scattered, or the disk is full. */
-        hunt->held = room.held_bytes >= want / 2 && room.free_bytes < want;
-        if (hunt->held && hunt->waits >= MAX_WAITS)
+        if (held)
+            return wait_for_readers(hunt);
+        if (hunt->blind++ >= MAX_BLIND)
             return false;
-        if (hunt->held) {
-            wait_for_readers(hunt);
-            return true;
-        }
         lacks = want;
     }
-    return evict_some(s, lacks);
+    hunt->held = false;
+    enum outcome outcome = evict_some(s, lacks);
+    return outcome == EVICTED || (outcome == EVICTING_FAILED && held && wait_for_readers(hunt));
 }
 
 void samkv_evict_ahead(struct samkv_store *s, size_t bytes)
@@ -293,7 +300,7 @@ void samkv_evict_ahead(struct samkv_store *s, size_t bytes)
     uint64_t want = room_wanted(s, bytes), lacks;
     for (int i = 0; s->evict && bytes && i < MAX_ROUNDS; i++) {
         lacks = lacking(s, atomic_load(&s->used_bytes), want);
-        if (!lacks || !evict_some(s, lacks))
+        if (!lacks || evict_some(s, lacks) != EVICTED)
             return;
     }
 }

@@ -11,8 +11,8 @@
 
 /* The search for room for one transaction. Zeroed at its start. */
 struct samkv_hunt {
-    unsigned rounds, waits;
-    bool held; /* there would be room, but for a reader */
+    unsigned rounds, waits, blind; /* blind: evictions though there is room by the count */
+    bool held;                     /* there would be room, but for a reader */
 };
 
 /*

@@ -51,9 +51,8 @@ static enum samkv_status apply_expire(struct samkv_change *c, struct samkv_job *
     return samkv_expire_some(c, &gc->count, &gc->more, err);
 }
 
-/* Documents that nothing refers to, and (as `names`) one name each of collections that are gone. */
+/* Documents that no name and no preamble that can be read refers to. */
 struct leftovers {
-    struct samkv_ledger *ledger;
     int64_t before_unix_s;
     struct samkv_key keys[STEP_KEYS];
     size_t count;
@@ -71,16 +70,17 @@ static enum samkv_status apply_unreferenced(struct samkv_change *c, struct samkv
 {
     struct gc_job *gc = (struct gc_job *)job;
     struct samkv_ledger *l = &c->store->ledger;
-    struct leftovers left = {.ledger = l, .before_unix_s = samkv_store_now_s(c->store) - GRACE_S};
+    struct leftovers left = {.before_unix_s = samkv_store_now_s(c->store) - GRACE_S};
     enum samkv_status st = SAMKV_OK;
     pthread_mutex_lock(&l->lock);
     samkv_ledger_each(l, look_at, &left);
     pthread_mutex_unlock(&l->lock);
     gc->count = 0;
     for (size_t i = 0; st == SAMKV_OK && i < left.count; i++) {
-        uint64_t references;
-        st = samkv_change_count_references(c, &left.keys[i], &references, err);
-        if (st == SAMKV_OK && references == 0) {
+        struct samkv_document d;
+        st = samkv_change_get_document(c, &left.keys[i], &d, err);
+        /* One that counts references which are not seen may have damaged ones: verify tells of those. */
+        if (st == SAMKV_OK && d.references == 0) {
             st = samkv_change_hide(c, &left.keys[i], err);
             gc->count++;
         }

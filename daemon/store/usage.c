@@ -182,6 +182,9 @@ enum samkv_status samkv_usage_save(struct samkv_store *s, struct samkv_error *er
         rc = errno;
     if (rc) {
         unlink(fresh);
+        pthread_mutex_lock(&s->ledger.lock);
+        s->ledger.used_since_saved = true; /* to be tried again */
+        pthread_mutex_unlock(&s->ledger.lock);
         return samkv_fail_errno(err, rc, "cannot write %s", path);
     }
     sync_directory(s->path);
