@@ -94,7 +94,7 @@ static enum samkv_status sum_documents(struct samkv_snapshot *snapshot, struct s
 {
     MDB_cursor *cursor;
     MDB_val k, v;
-    int rc = mdb_cursor_open(snapshot->txn, snapshot->store->dbi[SAMKV_DB_DOCUMENT], &cursor);
+    int rc = mdb_cursor_open(snapshot->now.txn, snapshot->store->dbi[SAMKV_DB_DOCUMENT], &cursor);
     if (rc)
         return samkv_fail_lmdb(err, rc, "adding up documents");
     while ((rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) == 0) {
@@ -116,7 +116,7 @@ static enum samkv_status count_entries(struct samkv_snapshot *snapshot, enum sam
                                        struct samkv_error *err)
 {
     MDB_stat stat;
-    int rc = mdb_stat(snapshot->txn, snapshot->store->dbi[db], &stat);
+    int rc = mdb_stat(snapshot->now.txn, snapshot->store->dbi[db], &stat);
     if (rc)
         return samkv_fail_lmdb(err, rc, "counting records");
     *out = stat.ms_entries;
@@ -174,20 +174,28 @@ static void gather(void *arg)
     if (st == SAMKV_OK)
         st = count_entries(g->snapshot, SAMKV_DB_DOCUMENT, &g->stats->documents, g->err);
     if (st == SAMKV_OK)
-        st = samkv_db_used_bytes(s, g->snapshot->txn, &g->stats->bytes_used, g->err);
+        st = samkv_db_used_bytes(s, g->snapshot->now.txn, &g->stats->bytes_used, g->err);
     if (st == SAMKV_OK && !g->summed)
         st = sum_documents(g->snapshot, g->stats, g->err);
     g->status = st;
+}
+
+/* Both of a store that is being compacted. */
+static void add_files(const struct samkv_snapshot *snapshot, struct samkv_store_stats *out)
+{
+    const struct samkv_environment *files[] = {snapshot->now.env, snapshot->old.env};
+    struct stat file;
+    for (int i = 0; i < 2; i++)
+        if (files[i] && fstat(files[i]->fd, &file) == 0) {
+            out->bytes_file += (uint64_t)file.st_size;
+            out->bytes_allocated += (uint64_t)file.st_blocks * 512;
+        }
 }
 
 enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
 {
     *out = (struct samkv_store_stats){.bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits)};
     out->readers = atomic_load(&s->snapshots);
-    int fd;
-    struct stat file;
-    if (mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0)
-        out->bytes_file = (uint64_t)file.st_size;
     struct gathering g = {.stats = out, .err = err};
     enum samkv_status st = count_limits(s, out, err);
     if (st == SAMKV_OK)
@@ -195,6 +203,7 @@ enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_st
     if (st != SAMKV_OK)
         return st;
     g.summed = sum_ledger(s, out);
+    add_files(g.snapshot, out);
     st = samkv_snapshot_run(g.snapshot, gather, &g, err);
     samkv_snapshot_end(g.snapshot);
     return st == SAMKV_OK ? g.status : st;

@@ -14,13 +14,11 @@
 #include "daemon/base/log.h"
 #include "daemon/store/change.h"
 #include "daemon/store/datafile.h"
-#include "daemon/store/environment.h"
+#include "daemon/store/generation.h"
 #include "daemon/store/guard.h"
 #include "daemon/store/usage.h"
 
-#define MAX_READERS     1024
 #define LIMIT_MIN_BYTES ((uint64_t)1 << 20)
-#define PATH_BYTES      4096
 
 /* Sanitizers leave little address space; elsewhere a map costs nothing but addresses. */
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -29,30 +27,13 @@
 #define MAP_MAX_BYTES ((uint64_t)16 << 40)
 #endif
 
-static const char *const db_names[SAMKV_DB_COUNT] = {
-    [SAMKV_DB_META] = "meta",         [SAMKV_DB_COLLECTION] = "collection", [SAMKV_DB_NAME] = "name",
-    [SAMKV_DB_DOCUMENT] = "document", [SAMKV_DB_TOKENS] = "tokens",         [SAMKV_DB_INDEX] = "index",
-    [SAMKV_DB_BLOCK] = "block",       [SAMKV_DB_PENDING] = "pending",
-};
-
-static const struct samkv_bytes schema_key = {"schema", 6};
-
-static enum samkv_status path_in(const struct samkv_store *s, const char *name, char out[PATH_BYTES],
-                                 struct samkv_error *err)
-{
-    int n = snprintf(out, PATH_BYTES, "%s/%s", s->path, name);
-    if (n < 0 || n >= PATH_BYTES)
-        return samkv_fail(err, SAMKV_INVALID, "the store's path is too long: choose a shorter one");
-    return SAMKV_OK;
-}
-
 /* Takes the directory for this process. The lock file also says that the store was made once: it is not empty then. */
 static enum samkv_status take_directory(struct samkv_store *s, bool *made_before, struct samkv_error *err)
 {
-    char path[PATH_BYTES];
-    enum samkv_status st = path_in(s, "samkv.lock", path, err);
-    if (st != SAMKV_OK)
-        return st;
+    char path[SAMKV_PATH_BYTES];
+    int n = snprintf(path, sizeof path, "%s/samkv.lock", s->path);
+    if (n < 0 || (size_t)n >= sizeof path)
+        return samkv_fail(err, SAMKV_INVALID, "the store's path is too long: choose a shorter one");
     if (mkdir(s->path, 0700) != 0 && errno != EEXIST)
         return samkv_fail_errno(err, errno, "cannot create the store's directory %s", s->path);
     s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -76,15 +57,19 @@ static enum samkv_status note_made(struct samkv_store *s, struct samkv_error *er
     return SAMKV_OK;
 }
 
-/* The data file as it is, before LMDB touches it; and the size of the map. */
-static enum samkv_status choose_map(struct samkv_store *s, uint64_t max_bytes, bool made_before,
-                                    struct samkv_error *err)
+/* The data files as they are, before LMDB touches it; and the size of the map. */
+static enum samkv_status choose_map(struct samkv_store *s, const struct samkv_generations *g, uint64_t max_bytes,
+                                    bool made_before, struct samkv_error *err)
 {
-    char path[PATH_BYTES];
+    char path[SAMKV_PATH_BYTES];
     struct samkv_datafile file;
-    enum samkv_status st = path_in(s, "data.mdb", path, err);
-    if (st == SAMKV_OK)
-        st = samkv_datafile_check(path, !s->read_only, &file, err);
+    enum samkv_status st = SAMKV_OK;
+    for (unsigned i = g->count == 2 ? 2 : 1;
+         st == SAMKV_OK && i-- > 0;) { /* the newest last: its path and size count */
+        st = samkv_generation_path(s, i ? g->old : g->newest, false, path, err);
+        if (st == SAMKV_OK)
+            st = samkv_datafile_check(path, !s->read_only, &file, err);
+    }
     /* A start that was cut short before anything was stored: the meta pages, or a part of them. */
     if (st == SAMKV_CORRUPT && !made_before && file.exists && file.file_bytes <= 2 * (uint64_t)sysconf(_SC_PAGESIZE))
         st = truncate(path, 0) == 0 ? SAMKV_OK : samkv_fail_errno(err, errno, "cannot begin %s anew", path);
@@ -114,141 +99,63 @@ static enum samkv_status choose_map(struct samkv_store *s, uint64_t max_bytes, b
     return SAMKV_OK;
 }
 
-/* LMDB's assertions are about what it reads from the file; outside a guarded section it aborts. */
-static void on_lmdb_assertion(MDB_env *env, const char *text)
+/* What follows from the size of the map that there was room for. */
+static void settle_limit(struct samkv_store *s)
 {
-    (void)env, (void)text;
-    samkv_guard_leave();
-}
-
-/* One try with the chosen map. The environment is closed again on failure: LMDB wants it so. */
-static int open_mapped(struct samkv_store *s)
-{
-    int rc = mdb_env_create(&s->env);
-    if (rc)
-        return rc;
-    mdb_env_set_assert(s->env, on_lmdb_assertion);
-    rc = mdb_env_set_maxdbs(s->env, SAMKV_DB_COUNT);
-    if (!rc)
-        rc = mdb_env_set_maxreaders(s->env, MAX_READERS);
-    if (!rc)
-        rc = mdb_env_set_mapsize(s->env, s->limit_bytes);
-    unsigned flags = MDB_NOTLS | MDB_NORDAHEAD | (s->read_only ? MDB_RDONLY : 0u);
-    if (!rc)
-        rc = mdb_env_open(s->env, s->path, flags, 0600);
-    if (rc) {
-        mdb_env_close(s->env);
-        s->env = NULL;
-    }
-    return rc;
-}
-
-static enum samkv_status open_environment(struct samkv_store *s, bool may_shrink, struct samkv_error *err)
-{
-    int rc = open_mapped(s);
-    /* Where addresses are limited (ulimit -v, small machines) a smaller map does too. */
-    while (rc == ENOMEM && may_shrink && s->limit_bytes > 256 * LIMIT_MIN_BYTES) {
-        s->limit_bytes = s->limit_bytes / 2 / 65536 * 65536;
-        rc = open_mapped(s);
-    }
-    if (rc)
-        return samkv_fail_lmdb(err, rc, s->path);
-    int cleared;
-    rc = mdb_reader_check(s->env, &cleared);
-    if (rc)
-        return samkv_fail_lmdb(err, rc, "clearing stale readers");
-    MDB_stat stat;
-    MDB_envinfo info;
-    mdb_env_stat(s->env, &stat);
-    mdb_env_info(s->env, &info);
-    s->page_bytes = stat.ms_psize;
-    s->limit_bytes = info.me_mapsize;
+    s->limit_bytes = s->now->map_bytes;
     /* A deletion touches a handful of pages of each tree; a step of removal a thousand leaves at most. */
     s->reserve_bytes = s->limit_bytes / 16;
     uint64_t least = 32 * s->page_bytes, most = 4096 * s->page_bytes;
     s->reserve_bytes = s->reserve_bytes < least ? least : s->reserve_bytes > most ? most : s->reserve_bytes;
-    return SAMKV_OK;
 }
 
-static enum samkv_status write_schema(struct samkv_store *s, MDB_txn *txn, struct samkv_error *err)
+static enum samkv_status open_one(struct samkv_store *s, uint64_t generation, bool may_shrink,
+                                  struct samkv_environment **out, struct samkv_error *err)
 {
-    uint8_t record[SAMKV_RECORD_HEADER_BYTES + 1];
-    struct samkv_record head = {.pieces = 1, .raw_bytes = 1, .payload_bytes = 1};
-    record[SAMKV_RECORD_HEADER_BYTES] = SAMKV_STORE_SCHEMA;
-    samkv_record_seal(record, SAMKV_RECORD_SCHEMA, schema_key, &head);
-    MDB_val k = samkv_val(schema_key), v = {sizeof record, record};
-    int rc = mdb_put(txn, s->dbi[SAMKV_DB_META], &k, &v, 0);
-    return rc ? samkv_fail_lmdb(err, rc, "writing the schema") : SAMKV_OK;
-}
-
-/*
- * Writes the schema into an empty file, or checks the one that is there. An older one becomes today's with this note
- * alone: its records say by themselves which form they have, and are written anew when they change. A daemon of before
- * then refuses the store instead of taking new forms for damage.
- */
-static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool empty, struct samkv_error *err)
-{
-    struct samkv_bytes value;
-    if (empty)
-        return write_schema(s, txn, err);
-    struct samkv_record r;
-    enum samkv_status st = samkv_db_get(s, txn, SAMKV_DB_META, schema_key, &value, err);
-    if (st == SAMKV_NOT_FOUND)
-        return samkv_fail(err, SAMKV_MISMATCH, "%s holds no store of samkvd: name another directory", s->path);
+    struct samkv_environment *e;
+    *out = NULL;
+    enum samkv_status st = samkv_generation_open(s, generation, may_shrink, &e, err);
     if (st != SAMKV_OK)
         return st;
-    if (samkv_record_open(value, SAMKV_RECORD_SCHEMA, schema_key, &r) != SAMKV_OK || r.payload_bytes != 1)
-        return samkv_fail(err, SAMKV_CORRUPT, "the store in %s is damaged (schema): restore it or start a new one",
-                          s->path);
-    if (r.payload[0] >= SAMKV_STORE_SCHEMA_OLDEST && r.payload[0] < SAMKV_STORE_SCHEMA)
-        return s->read_only ? SAMKV_OK : write_schema(s, txn, err);
-    if (r.payload[0] != SAMKV_STORE_SCHEMA)
-        return samkv_fail(err, SAMKV_MISMATCH,
-                          "the store in %s has schema %u, this samkvd knows %u: use the samkvd that made it, or ingest "
-                          "into a new directory",
-                          s->path, r.payload[0], SAMKV_STORE_SCHEMA);
-    return SAMKV_OK;
+    st = samkv_generation_databases(s, e, err);
+    if (st == SAMKV_OK)
+        *out = e;
+    else
+        samkv_environment_release(s, e);
+    return st;
 }
 
-static enum samkv_status open_databases(struct samkv_store *s, struct samkv_error *err)
+/* The newest, and the one before when it was not emptied yet. */
+static enum samkv_status open_generations(struct samkv_store *s, const struct samkv_generations *g, bool may_shrink,
+                                          struct samkv_error *err)
 {
-    MDB_txn *txn;
-    int rc = mdb_txn_begin(s->env, NULL, s->read_only ? MDB_RDONLY : 0, &txn);
-    if (rc)
-        return samkv_fail_lmdb(err, rc, s->path);
-    MDB_stat stat = {0};
-    enum samkv_status st = SAMKV_OK;
-    rc = mdb_stat(txn, 1, &stat);
-    bool empty = rc == 0 && stat.ms_entries == 0 && !s->read_only;
-    for (int i = 0; i < SAMKV_DB_COUNT && rc == 0 && st == SAMKV_OK; i++) {
-        rc = mdb_dbi_open(txn, db_names[i], empty ? MDB_CREATE : 0, &s->dbi[i]);
-        if (rc == 0 && i == SAMKV_DB_META)
-            st = check_schema(s, txn, empty, err);
-    }
-    if (st == SAMKV_OK && rc == MDB_NOTFOUND)
-        st = samkv_fail(err, SAMKV_MISMATCH, "%s holds no store of samkvd: name another directory", s->path);
-    else if (st == SAMKV_OK && rc)
-        st = samkv_fail_lmdb(err, rc, s->path);
-    if (st != SAMKV_OK) {
-        mdb_txn_abort(txn);
+    struct samkv_environment *now, *old = NULL;
+    enum samkv_status st = open_one(s, g->newest, may_shrink, &now, err);
+    if (st != SAMKV_OK)
         return st;
-    }
-    rc = mdb_txn_commit(txn);
-    return rc ? samkv_fail_lmdb(err, samkv_db_write_code(s, rc), s->path) : SAMKV_OK;
+    samkv_generations_publish(s, now, NULL);
+    settle_limit(s);
+    if (g->count < 2)
+        return SAMKV_OK;
+    st = open_one(s, g->old, false, &old, err);
+    if (st == SAMKV_OK)
+        samkv_generations_publish(s, now, old);
+    return st;
 }
 
 static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store_options *o, struct samkv_error *err)
 {
     bool made_before = false;
+    struct samkv_generations generations;
     enum samkv_status st = s->read_only ? SAMKV_OK : take_directory(s, &made_before, err);
+    if (st == SAMKV_OK && !s->read_only)
+        samkv_generations_tidy(s);
     if (st == SAMKV_OK)
-        st = choose_map(s, o->max_bytes, made_before, err);
+        st = samkv_generations_find(s, &generations, err);
     if (st == SAMKV_OK)
-        st = open_environment(s, o->max_bytes == 0, err);
+        st = choose_map(s, &generations, o->max_bytes, made_before, err);
     if (st == SAMKV_OK)
-        st = open_databases(s, err);
-    if (st == SAMKV_OK)
-        st = samkv_extent_locate(s, err);
+        st = open_generations(s, &generations, o->max_bytes == 0, err);
     if (st != SAMKV_OK || s->read_only)
         return st;
     if (!made_before)
@@ -278,7 +185,6 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory while opening the store");
     }
     s->lock_fd = -1;
-    s->direct_fd = -1;
     s->direct = o->direct;
     s->read_only = o->read_only;
     s->codec = o->codec;
@@ -293,6 +199,7 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     pthread_mutex_init(&s->reading.lock, NULL);
     samkv_held_pool_init(&s->rooms);
     samkv_queue_init(&s->queue);
+    pthread_mutex_init(&s->environments_lock, NULL);
     enum samkv_status st = SAMKV_OK;
     if (o->host_cache_bytes)
         st = samkv_host_cache_new(o->host_cache_bytes, &s->host_cache, err);
@@ -315,10 +222,8 @@ void samkv_store_close(struct samkv_store *s)
     samkv_queue_deinit(s);
     if (wrote && samkv_usage_save(s, &err) != SAMKV_OK)
         samkv_log(SAMKV_LOG_WARNING, "store: %s", err.text);
-    if (s->env)
-        mdb_env_close(s->env);
-    if (s->direct_fd >= 0)
-        close(s->direct_fd);
+    samkv_environment_release(s, s->old);
+    samkv_environment_release(s, s->now);
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* the lock goes with it */
     samkv_scratch_pool_deinit(&s->scratch);
@@ -326,6 +231,7 @@ void samkv_store_close(struct samkv_store *s)
     samkv_host_cache_free(s->host_cache);
     samkv_ledger_deinit(&s->ledger);
     pthread_mutex_destroy(&s->reading.lock);
+    pthread_mutex_destroy(&s->environments_lock);
     free(s->path);
     free(s);
 }

@@ -24,6 +24,8 @@
 #define SAMKV_QUEUE_MAX_BYTES ((size_t)64 << 20)
 #define SAMKV_GROUP_MAX_BYTES ((size_t)32 << 20)
 
+struct samkv_environment;
+
 struct samkv_claim {
     struct samkv_key key;
     bool removing;  /* else writing */
@@ -35,6 +37,7 @@ struct samkv_claim {
 /* What jobs see of a transaction. */
 struct samkv_change {
     struct samkv_store *store;
+    struct samkv_environment *env; /* that the transaction is in */
     MDB_txn *txn;
     bool grows;                               /* puts bulk data: the reserve must stay free */
     bool broken;                              /* LMDB failed: nothing of this transaction may be committed */

@@ -302,6 +302,7 @@ enum samkv_status samkv_snapshot_verify(struct samkv_snapshot *, const struct sa
 struct samkv_store_stats {
     uint64_t collections, names, documents;
     uint64_t bytes_file, bytes_used, bytes_limit; /* data file, pages in use, limit */
+    uint64_t bytes_allocated;                     /* of the data file: what the disk has given for it */
     uint64_t bytes_raw, bytes_stored;             /* over all documents */
     uint64_t readers, commits;
     uint64_t bytes_reclaimable; /* pages of the data file that hold nothing */

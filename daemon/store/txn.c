@@ -28,7 +28,7 @@ static enum samkv_status run(void (*fn)(void *arg), struct step *step)
     struct samkv_store *s = step->change->store;
     if (atomic_load(&s->queue.lost_page))
         return lost_page(s, step->err);
-    if (samkv_guard_run(s->map, s->limit_bytes, fn, step))
+    if (samkv_guard_run(step->change->env->map, step->change->env->map_bytes, fn, step))
         return step->status;
     atomic_store(&s->queue.lost_page, true);
     struct samkv_error text;
@@ -40,12 +40,18 @@ static enum samkv_status run(void (*fn)(void *arg), struct step *step)
 static void begin(void *arg)
 {
     struct step *step = arg;
-    step->rc = mdb_txn_begin(step->change->store->env, NULL, 0, &step->change->txn);
+    step->rc = mdb_txn_begin(step->change->env->env, NULL, 0, &step->change->txn);
 }
 
 enum samkv_status samkv_txn_begin(struct samkv_store *s, struct samkv_change *out, struct samkv_error *err)
 {
-    *out = (struct samkv_change){.store = s};
+    return samkv_txn_begin_in(s, s->now, out, err);
+}
+
+enum samkv_status samkv_txn_begin_in(struct samkv_store *s, struct samkv_environment *e, struct samkv_change *out,
+                                     struct samkv_error *err)
+{
+    *out = (struct samkv_change){.store = s, .env = e};
     struct step step = {.change = out, .err = err};
     enum samkv_status st = run(begin, &step);
     return st == SAMKV_OK && step.rc ? samkv_fail_lmdb(err, step.rc, "starting a transaction") : st;

@@ -11,6 +11,10 @@
 
 enum samkv_status samkv_txn_begin(struct samkv_store *, struct samkv_change *out, struct samkv_error *) SAMKV_MUST_USE;
 
+/* In another environment than the newest. */
+enum samkv_status samkv_txn_begin_in(struct samkv_store *, struct samkv_environment *, struct samkv_change *out,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
 /* Aborts; the claims of the change are not touched. */
 void samkv_txn_abort(struct samkv_change *);
 
