@@ -175,6 +175,8 @@ static void gather(void *arg)
         st = count_entries(g->snapshot, SAMKV_DB_DOCUMENT, &g->stats->documents, g->err);
     if (st == SAMKV_OK)
         st = samkv_db_used_bytes(s, g->snapshot->now.txn, &g->stats->bytes_used, g->err);
+    if (g->snapshot->old.env)
+        g->stats->bytes_used += atomic_load(&g->snapshot->old.env->bytes_in_use);
     if (st == SAMKV_OK && !g->summed)
         st = sum_documents(g->snapshot, g->stats, g->err);
     g->status = st;
@@ -185,17 +187,24 @@ static void add_files(const struct samkv_snapshot *snapshot, struct samkv_store_
 {
     const struct samkv_environment *files[] = {snapshot->now.env, snapshot->old.env};
     struct stat file;
+    MDB_envinfo info;
+    uint64_t pages = 0;
     for (int i = 0; i < 2; i++)
-        if (files[i] && fstat(files[i]->fd, &file) == 0) {
+        if (files[i] && fstat(files[i]->fd, &file) == 0 && mdb_env_info(files[i]->env, &info) == 0) {
             out->bytes_file += (uint64_t)file.st_size;
             out->bytes_allocated += (uint64_t)file.st_blocks * 512;
+            pages += info.me_last_pgno + 1;
         }
+    out->bytes_free = pages * snapshot->store->page_bytes; /* what is in use comes off it */
 }
 
 enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
 {
     *out = (struct samkv_store_stats){.bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits)};
     out->readers = atomic_load(&s->snapshots);
+    out->bytes_punched = atomic_load(&s->bytes_punched);
+    out->bytes_moved = atomic_load(&s->bytes_moved);
+    out->compactions = atomic_load(&s->compactions);
     struct gathering g = {.stats = out, .err = err};
     enum samkv_status st = count_limits(s, out, err);
     if (st == SAMKV_OK)
@@ -206,5 +215,6 @@ enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_st
     add_files(g.snapshot, out);
     st = samkv_snapshot_run(g.snapshot, gather, &g, err);
     samkv_snapshot_end(g.snapshot);
+    out->bytes_free -= out->bytes_used < out->bytes_free ? out->bytes_used : out->bytes_free;
     return st == SAMKV_OK ? g.status : st;
 }

@@ -27,7 +27,9 @@
 #include "daemon/store/ledger.h"
 #include "daemon/store/queue.h"
 #include "daemon/store/record.h"
+#include "daemon/store/compact.h"
 #include "daemon/store/scratch.h"
+#include "daemon/store/space.h"
 #include "daemon/store/store.h"
 
 /* 2: collections have a codec, a quota and a TTL, names a time and a pin. Records of schema 1 are read as they are. */
@@ -70,7 +72,9 @@ struct samkv_environment {
     char *path;                        /* of the data file */
     unsigned references;               /* under the store's environments_lock */
     bool drained;                      /* nothing of it is needed by new snapshots; under the same lock */
-    atomic_uint_fast64_t bytes_in_use; /* of the old one, as last counted by the writer thread */
+    struct samkv_punching punching;    /* the writer thread's */
+    uint64_t advanced_at;              /* commits when a transaction was last made only to free pages; the same */
+    atomic_uint_fast64_t bytes_in_use; /* as last counted by the writer thread */
 };
 
 struct samkv_store {
@@ -92,8 +96,11 @@ struct samkv_store {
     struct samkv_host_cache *host_cache; /* NULL: none */
     struct samkv_queue queue;
     struct samkv_ledger ledger;
-    atomic_uint_fast64_t commits, snapshots;
-    bool evict, quota_refuses; /* as in the options */
+    enum samkv_compact compact;
+    struct samkv_compaction compaction;
+    atomic_uint_fast64_t commits, snapshots, bytes_punched, compactions;
+    atomic_uint_fast64_t bytes_moved, bytes_moved_now, bytes_to_move; /* since the start; in this compaction */
+    bool evict, quota_refuses;                                        /* as in the options */
     int64_t (*now_s)(void *arg);
     void *now_arg;
     atomic_uint_fast64_t used_bytes; /* after the last transaction */

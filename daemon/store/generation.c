@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -241,7 +242,8 @@ bool samkv_generation_is_moved(const struct samkv_store *s, MDB_txn *txn)
  * alone: its records say by themselves which form they have, and are written anew when they change. A daemon of before
  * then refuses the store instead of taking new forms for damage.
  */
-static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool empty, struct samkv_error *err)
+static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool empty, bool *moved,
+                                      struct samkv_error *err)
 {
     uint8_t schema = 0;
     if (empty)
@@ -249,56 +251,54 @@ static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool 
     enum samkv_status st = read_schema(s, txn, &schema, err);
     if (st != SAMKV_OK)
         return st;
-    if (schema == SAMKV_STORE_SCHEMA_MOVED && s->read_only)
-        return SAMKV_NOT_FOUND;
-    if (schema == SAMKV_STORE_SCHEMA_MOVED)
-        return samkv_fail(err, SAMKV_CORRUPT, "the newest data file of the store in %s is gone: restore it", s->path);
+    *moved = schema == SAMKV_STORE_SCHEMA_MOVED;
+    if (*moved || schema == SAMKV_STORE_SCHEMA)
+        return SAMKV_OK;
     if (schema >= SAMKV_STORE_SCHEMA_OLDEST && schema < SAMKV_STORE_SCHEMA)
         return s->read_only ? SAMKV_OK : samkv_generation_write_schema(s, txn, SAMKV_STORE_SCHEMA, err);
-    if (schema != SAMKV_STORE_SCHEMA)
-        return samkv_fail(err, SAMKV_MISMATCH,
-                          "the store in %s has schema %u, this samkvd knows %u: use the samkvd that made it, or ingest "
-                          "into a new directory",
-                          s->path, schema, SAMKV_STORE_SCHEMA);
-    return SAMKV_OK;
+    return samkv_fail(err, SAMKV_MISMATCH,
+                      "the store in %s has schema %u, this samkvd knows %u: use the samkvd that made it, or ingest "
+                      "into a new directory",
+                      s->path, schema, SAMKV_STORE_SCHEMA);
 }
 
 /* Handles are given out in order of opening, so they are the same in every environment. */
-static enum samkv_status open_databases(struct samkv_store *s, struct samkv_environment *e, MDB_txn *txn,
-                                        struct samkv_error *err)
+static enum samkv_status open_handles(struct samkv_store *s, MDB_txn *txn, bool create, struct samkv_error *err)
 {
-    MDB_stat stat = {0};
-    int rc = mdb_stat(txn, 1, &stat);
-    bool empty = rc == 0 && stat.ms_entries == 0 && !s->read_only, more = s->now != NULL, fits = true;
-    for (int i = 0; i < SAMKV_DB_COUNT && rc == 0; i++) {
+    for (int i = 0; i < SAMKV_DB_COUNT; i++) {
         MDB_dbi dbi;
-        rc = mdb_dbi_open(txn, db_names[i], empty ? MDB_CREATE : 0, &dbi);
-        if (rc == 0 && more)
-            fits = fits && dbi == s->dbi[i];
-        else if (rc == 0)
-            s->dbi[i] = dbi;
+        int rc = mdb_dbi_open(txn, db_names[i], create ? MDB_CREATE : 0, &dbi);
+        if (rc == MDB_NOTFOUND)
+            return samkv_fail(err, SAMKV_MISMATCH, "%s holds no store of samkvd: name another directory", s->path);
+        if (rc)
+            return samkv_fail_lmdb(err, rc, s->path);
+        if (s->dbi[i] && s->dbi[i] != dbi)
+            return samkv_fail(err, SAMKV_INTERNAL, "the databases of %s have other handles", s->path);
+        s->dbi[i] = dbi;
     }
-    if (rc == MDB_NOTFOUND)
-        return samkv_fail(err, SAMKV_MISMATCH, "%s holds no store of samkvd: name another directory", s->path);
-    if (rc)
-        return samkv_fail_lmdb(err, rc, s->path);
-    if (!fits)
-        return samkv_fail(err, SAMKV_INTERNAL, "the databases of %s have other handles", e->path);
-    if (more && e->generation < s->now->generation) /* being emptied: a mark that was not reached yet is set */
-        return s->read_only || samkv_generation_is_moved(s, txn)
-                   ? SAMKV_OK
-                   : samkv_generation_write_schema(s, txn, SAMKV_STORE_SCHEMA_MOVED, err);
-    return check_schema(s, txn, empty, err);
+    return SAMKV_OK;
 }
 
-enum samkv_status samkv_generation_databases(struct samkv_store *s, struct samkv_environment *e,
+static enum samkv_status open_databases(struct samkv_store *s, MDB_txn *txn, bool *moved, struct samkv_error *err)
+{
+    MDB_stat stat;
+    int rc = mdb_stat(txn, 1, &stat);
+    if (rc)
+        return samkv_fail_lmdb(err, rc, s->path);
+    bool empty = stat.ms_entries == 0 && !s->read_only;
+    enum samkv_status st = open_handles(s, txn, empty, err);
+    return st == SAMKV_OK ? check_schema(s, txn, empty, moved, err) : st;
+}
+
+enum samkv_status samkv_generation_databases(struct samkv_store *s, struct samkv_environment *e, bool *moved,
                                              struct samkv_error *err)
 {
     MDB_txn *txn;
+    *moved = false;
     int rc = mdb_txn_begin(e->env, NULL, s->read_only ? MDB_RDONLY : 0, &txn);
     if (rc)
         return samkv_fail_lmdb(err, rc, s->path);
-    enum samkv_status st = open_databases(s, e, txn, err);
+    enum samkv_status st = open_databases(s, txn, moved, err);
     if (st != SAMKV_OK) {
         mdb_txn_abort(txn);
         return st;
@@ -307,6 +307,50 @@ enum samkv_status samkv_generation_databases(struct samkv_store *s, struct samkv
     if (rc)
         return samkv_fail_lmdb(err, samkv_db_write_code(s, rc), s->path);
     return samkv_extent_locate(s, e, err);
+}
+
+enum samkv_status samkv_generation_create(struct samkv_store *s, const char *path, MDB_env **out,
+                                          struct samkv_error *err)
+{
+    int rc = open_mapped(path, MDB_NOSUBDIR | MDB_NOLOCK | MDB_NOSYNC, s->limit_bytes, out);
+    MDB_stat stat;
+    if (!rc && (rc = mdb_env_stat(*out, &stat)) == 0 && stat.ms_psize == s->page_bytes)
+        return SAMKV_OK;
+    if (*out)
+        mdb_env_close(*out);
+    unlink(path);
+    return rc ? samkv_fail_lmdb(err, rc, path)
+              : samkv_fail(err, SAMKV_UNSUPPORTED,
+                           "the data file of %s has pages of %zu bytes, which this machine does not make: it cannot be "
+                           "compacted here",
+                           s->path, s->page_bytes);
+}
+
+enum samkv_status samkv_generation_create_databases(struct samkv_store *s, MDB_txn *txn, struct samkv_error *err)
+{
+    return open_handles(s, txn, true, err);
+}
+
+enum samkv_status samkv_generations_sync(const struct samkv_store *s, struct samkv_error *err)
+{
+    int fd = open(s->path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int failed = fd < 0 || fsync(fd) != 0 ? errno : 0;
+    if (fd >= 0)
+        close(fd);
+    return failed ? samkv_fail_errno(err, failed, "writing the directory %s", s->path) : SAMKV_OK;
+}
+
+void samkv_generation_unlink(const struct samkv_store *s, const struct samkv_environment *e)
+{
+    char lock[SAMKV_PATH_BYTES + 16];
+    struct samkv_error err = {0};
+    snprintf(lock, sizeof lock, e->generation ? "%s-lock" : "%s/lock.mdb", e->generation ? e->path : s->path);
+    const char *names[] = {e->path, lock};
+    for (int i = 0; i < 2; i++)
+        if (unlink(names[i]) != 0 && errno != ENOENT)
+            samkv_log(SAMKV_LOG_WARNING, "store: cannot remove %s: %s", names[i], strerror(errno));
+    if (samkv_generations_sync(s, &err) != SAMKV_OK)
+        samkv_log(SAMKV_LOG_WARNING, "store: %s", err.text);
 }
 
 /* ------------------------------------------------------------------ references */

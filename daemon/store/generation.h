@@ -39,11 +39,23 @@ enum samkv_status samkv_generation_open(struct samkv_store *, uint64_t generatio
                                         struct samkv_environment **out, struct samkv_error *) SAMKV_MUST_USE;
 
 /*
- * Opens (in an empty file creates) the databases and checks the schema of a generation. NOT_FOUND, for a read-only
- * store: a newer one has taken its place. The handles go to the store, or must be those that it has.
+ * Opens (in an empty file creates) the databases and looks at the schema of a generation. *moved: the next generation
+ * has taken its place. The handles go to the store, or must be those that it has.
  */
-enum samkv_status samkv_generation_databases(struct samkv_store *, struct samkv_environment *,
+enum samkv_status samkv_generation_databases(struct samkv_store *, struct samkv_environment *, bool *moved,
                                              struct samkv_error *) SAMKV_MUST_USE;
+
+/* A new file that nobody else knows of yet, without a lock file and without syncing; for the caller to close. */
+enum samkv_status samkv_generation_create(struct samkv_store *, const char *path, MDB_env **out,
+                                          struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_generation_create_databases(struct samkv_store *, MDB_txn *,
+                                                    struct samkv_error *) SAMKV_MUST_USE;
+
+/* Makes the directory's names durable. */
+enum samkv_status samkv_generations_sync(const struct samkv_store *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Takes a data file and its lock file out of the directory. What fails is in the log. */
+void samkv_generation_unlink(const struct samkv_store *, const struct samkv_environment *);
 
 /* The schema's record, in a transaction of the caller's. */
 enum samkv_status samkv_generation_write_schema(struct samkv_store *, MDB_txn *, uint8_t schema,

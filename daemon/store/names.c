@@ -181,6 +181,8 @@ static enum samkv_status apply_rewrite(struct samkv_change *c, struct samkv_job 
     st = samkv_db_get(c->store, c->txn, rewrite->db, rewrite->key, &old, err);
     if (st != SAMKV_OK && st != SAMKV_NOT_FOUND)
         return st;
+    if (st == SAMKV_NOT_FOUND)
+        old.size = samkv_compact_record_bytes(c->store, rewrite->db, rewrite->key.data, rewrite->key.size);
     account(there, rewrite->db, old.size, rewrite->record.size);
     st = samkv_change_put(c, rewrite->db, rewrite->key, rewrite->record, err);
     return st == SAMKV_OK ? samkv_change_put_document(c, &d, err) : st;

@@ -110,37 +110,53 @@ static void settle_limit(struct samkv_store *s)
 }
 
 static enum samkv_status open_one(struct samkv_store *s, uint64_t generation, bool may_shrink,
-                                  struct samkv_environment **out, struct samkv_error *err)
+                                  struct samkv_environment **out, bool *moved, struct samkv_error *err)
 {
-    struct samkv_environment *e;
-    *out = NULL;
-    enum samkv_status st = samkv_generation_open(s, generation, may_shrink, &e, err);
+    enum samkv_status st = samkv_generation_open(s, generation, may_shrink, out, err);
     if (st != SAMKV_OK)
         return st;
-    st = samkv_generation_databases(s, e, err);
-    if (st == SAMKV_OK)
-        *out = e;
-    else
-        samkv_environment_release(s, e);
+    st = samkv_generation_databases(s, *out, moved, err);
+    if (st != SAMKV_OK)
+        samkv_environment_release(s, *out);
     return st;
 }
 
-/* The newest, and the one before when it was not emptied yet. */
+/* A newer file beside one that was not moved: its making was cut short. */
+static void drop_leftover(struct samkv_store *s, uint64_t generation)
+{
+    struct samkv_environment leftover = {.generation = generation};
+    char path[SAMKV_PATH_BYTES];
+    if (s->read_only || samkv_generation_path(s, generation, false, path, NULL) != SAMKV_OK)
+        return;
+    leftover.path = path;
+    samkv_generation_unlink(s, &leftover);
+}
+
+/* The newest whose predecessor (if it is there) says that it was moved. */
 static enum samkv_status open_generations(struct samkv_store *s, const struct samkv_generations *g, bool may_shrink,
                                           struct samkv_error *err)
 {
-    struct samkv_environment *now, *old = NULL;
-    enum samkv_status st = open_one(s, g->newest, may_shrink, &now, err);
+    struct samkv_environment *first, *second;
+    bool moved;
+    enum samkv_status st = open_one(s, g->count == 2 ? g->old : g->newest, may_shrink, &first, &moved, err);
     if (st != SAMKV_OK)
         return st;
-    samkv_generations_publish(s, now, NULL);
+    samkv_generations_publish(s, first, NULL);
     settle_limit(s);
-    if (g->count < 2)
+    if (!moved) {
+        if (g->count == 2)
+            drop_leftover(s, g->newest);
         return SAMKV_OK;
-    st = open_one(s, g->old, false, &old, err);
-    if (st == SAMKV_OK)
-        samkv_generations_publish(s, now, old);
-    return st;
+    }
+    if (g->count < 2)
+        return samkv_fail(err, SAMKV_CORRUPT, "the newest data file of the store in %s is gone: restore it", s->path);
+    st = open_one(s, g->newest, false, &second, &moved, err);
+    if (st != SAMKV_OK)
+        return st;
+    samkv_generations_publish(s, second, first);
+    s->compaction.database = 0; /* goes on where it was */
+    return moved ? samkv_fail(err, SAMKV_BUSY, "the store in %s has just been compacted: try again", s->path)
+                 : SAMKV_OK;
 }
 
 static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store_options *o, struct samkv_error *err)
@@ -167,6 +183,9 @@ static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store
     if (st == SAMKV_OK) {
         samkv_usage_load(s);
         s->usage_saved_ms = samkv_now_ms();
+        samkv_space_count(s, s->now);
+        if (s->old)
+            samkv_space_count(s, s->old);
         st = samkv_queue_start(s, err);
     }
     return st;
@@ -189,6 +208,8 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     s->read_only = o->read_only;
     s->codec = o->codec;
     s->zstd_level = o->zstd_level;
+    s->compact = o->compact;
+    s->compaction.database = -1;
     samkv_guard_install();
     s->evict = o->evict;
     s->quota_refuses = o->quota_refuses;

@@ -42,11 +42,17 @@ enum samkv_codec {
 };
 #define SAMKV_CODEC_COUNT 2
 
+enum samkv_compact {
+    SAMKV_COMPACT_AUTO = 0, /* when the data file is large beside what it holds */
+    SAMKV_COMPACT_OFF = 1,  /* only when asked to */
+};
+
 struct samkv_store_options {
-    const char *path;            /* directory, created when missing (mode 0700) */
-    uint64_t max_bytes;          /* hard limit of the data file; 0: what the file system has */
-    enum samkv_codec codec;      /* of new blocks */
-    int zstd_level;              /* 0: 1 */
+    const char *path;       /* directory, created when missing (mode 0700) */
+    uint64_t max_bytes;     /* hard limit of the data file; 0: what the file system has */
+    enum samkv_codec codec; /* of new blocks */
+    int zstd_level;         /* 0: 1 */
+    enum samkv_compact compact;
     bool read_only;              /* verify and show beside a running daemon */
     bool evict;                  /* at max_bytes, or on a full disk: documents go, rather than that a write is FULL */
     bool quota_refuses;          /* at a quota: FULL, rather than that others of the collection go */
@@ -299,10 +305,26 @@ struct samkv_verify_report {
 enum samkv_status samkv_snapshot_verify(struct samkv_snapshot *, const struct samkv_key *,
                                         struct samkv_verify_report *report, struct samkv_error *) SAMKV_MUST_USE;
 
+struct samkv_compact_report {
+    uint64_t moved_bytes, total_bytes; /* so far, and about how many there are */
+};
+
+/*
+ * Moves the store to a new data file of just its size, while it is read and written; returns when the old one is gone,
+ * for which snapshots that were there before must have ended. progress (may be NULL) is called a few times a second;
+ * false stops the waiting, not the compaction: CANCELLED. FULL: the limit or the disk leaves no room to begin.
+ */
+enum samkv_status samkv_store_compact(struct samkv_store *,
+                                      bool (*progress)(void *arg, const struct samkv_compact_report *), void *arg,
+                                      struct samkv_error *) SAMKV_MUST_USE;
+
 struct samkv_store_stats {
     uint64_t collections, names, documents;
     uint64_t bytes_file, bytes_used, bytes_limit; /* data file, pages in use, limit */
     uint64_t bytes_allocated;                     /* of the data file: what the disk has given for it */
+    uint64_t bytes_free;                          /* of pages that wait to be used again */
+    uint64_t bytes_punched, bytes_moved;          /* given back to the disk, written by compaction; since the start */
+    uint64_t compactions;                         /* that have come to their end since the start */
     uint64_t bytes_raw, bytes_stored;             /* over all documents */
     uint64_t readers, commits;
     uint64_t bytes_reclaimable; /* pages of the data file that hold nothing */
