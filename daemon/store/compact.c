@@ -15,7 +15,8 @@
 #include "daemon/store/turn.h"
 #include "daemon/store/txn.h"
 
-#define STEP_BYTES   ((uint64_t)16 << 20)
+#define STEP_BYTES   ((uint64_t)16 << 20) /* or a sixteenth of the limit */
+#define GIVE_UP      3 /* failures in a row, after which who asked is told; the compaction tries on */
 #define STEP_RECORDS 2048
 #define RETRY_MS     1000
 #define RETRY_MAX_MS 8000
@@ -38,7 +39,7 @@ struct move {
     MDB_txn *from, *to;
     enum samkv_db db;
     uint64_t skip; /* records at the beginning that stay */
-    uint64_t room_bytes;
+    uint64_t room_bytes, step_bytes;
     uint64_t records, bytes, unreadable;
     bool end;
     int rc;
@@ -87,7 +88,7 @@ static void put_some(void *arg)
     if (m->rc)
         return;
     m->rc = to_beginning(m, cursor, &k, &v);
-    while (m->rc == 0 && m->records < STEP_RECORDS && m->bytes < STEP_BYTES) {
+    while (m->rc == 0 && m->records < STEP_RECORDS && m->bytes < m->step_bytes) {
         if (!samkv_db_value_is_sane(m->store, &v)) { /* which pages are the record's is not known */
             if (m->records)
                 break;
@@ -209,6 +210,11 @@ static enum samkv_status advance_and_punch(struct samkv_store *s, struct samkv_e
     return st == SAMKV_OK ? punch_all(s, e, err) : st;
 }
 
+static uint64_t step_bytes(const struct samkv_store *s)
+{
+    return s->limit_bytes / 16 < STEP_BYTES ? s->limit_bytes / 16 : STEP_BYTES;
+}
+
 static uint64_t room_left(const struct samkv_store *s)
 {
     uint64_t taken = samkv_space_allocated_all(s) + TRANSACTION_PAGES * s->page_bytes;
@@ -219,7 +225,7 @@ static uint64_t room_left(const struct samkv_store *s)
 static void give_back(struct samkv_store *s)
 {
     struct samkv_error ignored;
-    bool tight = room_left(s) < 2 * STEP_BYTES;
+    bool tight = room_left(s) < 2 * step_bytes(s);
     samkv_space_count(s, s->old);
     enum samkv_status st = tight ? advance_and_punch(s, s->old, &ignored) : punch_all(s, s->old, &ignored);
     if (tight && st == SAMKV_OK)
@@ -230,7 +236,11 @@ static void give_back(struct samkv_store *s)
 static enum samkv_status drain_step(struct samkv_store *s, struct samkv_error *err)
 {
     struct samkv_compaction *c = &s->compaction;
-    struct move m = {.store = s, .db = bulk[c->database], .skip = c->left_behind, .room_bytes = room_left(s)};
+    struct move m = {.store = s,
+                     .db = bulk[c->database],
+                     .skip = c->left_behind,
+                     .room_bytes = room_left(s),
+                     .step_bytes = step_bytes(s)};
     enum samkv_status st = samkv_space_fits(s, TRANSACTION_PAGES * s->page_bytes)
                                ? move_step(s, &m, err)
                                : samkv_fail(err, SAMKV_FULL, "there is no room to move anything");
@@ -247,6 +257,7 @@ static enum samkv_status drain_step(struct samkv_store *s, struct samkv_error *e
     atomic_fetch_add(&s->bytes_moved, m.bytes);
     atomic_fetch_add(&s->bytes_moved_now, m.bytes);
     c->complained = false;
+    c->failures = 0;
     if (m.end) {
         c->left_behind = 0;
         c->database++;
@@ -327,8 +338,11 @@ static void drain(struct samkv_store *s)
 {
     struct samkv_error err = {0};
     double began_ms = samkv_now_ms();
-    if (drain_step(s, &err) != SAMKV_OK) {
+    enum samkv_status st = drain_step(s, &err);
+    if (st != SAMKV_OK) {
         wait_over(s, &err);
+        if (++s->compaction.failures == GIVE_UP && is_asked(s))
+            tell(s, st, &err);
         return;
     }
     if (s->compaction.database == BULK_COUNT) {

@@ -36,6 +36,7 @@ struct samkv_compaction {
     uint64_t left_behind;  /* records at its beginning that cannot be moved */
     double pause_until_ms; /* no step before: a reader's turn, or another try after a failure */
     double retry_ms;
+    int failures;          /* in a row */
     double large_since_ms; /* that the file is too large; 0: it is not */
     bool complained;       /* about the failure that it waits over */
     /* asked and told */

@@ -81,6 +81,7 @@ struct samkv_store {
     struct samkv_environment *now, *old; /* the newest, and the one that is being emptied or NULL: the writer thread
                                             changes them under environments_lock, others take that to look */
     pthread_mutex_t environments_lock;
+    pthread_mutex_t following;   /* a read-only store opens the newest file again: one thread at a time */
     MDB_dbi dbi[SAMKV_DB_COUNT]; /* the same in every environment */
     int lock_fd;                 /* flock'ed while a writing daemon has the directory; -1 when reading only */
     char *path;

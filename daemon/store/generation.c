@@ -370,7 +370,8 @@ void samkv_generations_publish(struct samkv_store *s, struct samkv_environment *
 {
     pthread_mutex_lock(&s->environments_lock);
     struct samkv_environment *was[2] = {s->now, s->old};
-    now->references += now == was[0] || now == was[1];
+    if (now)
+        now->references += now == was[0] || now == was[1];
     if (old)
         old->references += old == was[0] || old == was[1];
     s->now = now;

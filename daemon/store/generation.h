@@ -67,6 +67,9 @@ bool samkv_generation_is_moved(const struct samkv_store *, MDB_txn *);
 /* Gives a reference back; the last one closes it. NULL is allowed. Any thread. */
 void samkv_environment_release(struct samkv_store *, struct samkv_environment *);
 
+/* A read-only store goes on with the data file that a daemon has made since. Any thread. */
+enum samkv_status samkv_generations_follow(struct samkv_store *, struct samkv_error *) SAMKV_MUST_USE;
+
 /* Makes these the store's (its references), the ones it had lose it. Only the writer thread, or while opening. */
 void samkv_generations_publish(struct samkv_store *, struct samkv_environment *now, struct samkv_environment *old);
 

@@ -18,6 +18,7 @@
 #include "daemon/store/guard.h"
 #include "daemon/store/usage.h"
 
+#define FOLLOW_TRIES    8
 #define LIMIT_MIN_BYTES ((uint64_t)1 << 20)
 
 /* Sanitizers leave little address space; elsewhere a map costs nothing but addresses. */
@@ -159,19 +160,69 @@ static enum samkv_status open_generations(struct samkv_store *s, const struct sa
                  : SAMKV_OK;
 }
 
+/* Of a read-only store: those that are there now. An environment that is open stays so: LMDB wants a file opened once
+ * by a process. */
+static enum samkv_status open_newer(struct samkv_store *s, struct samkv_error *err)
+{
+    struct samkv_generations g;
+    struct samkv_environment *now, *old = NULL;
+    bool moved;
+    enum samkv_status st = samkv_generations_find(s, &g, err);
+    if (st != SAMKV_OK)
+        return st;
+    if (g.count == 0 || g.newest <= s->now->generation)
+        return SAMKV_OK;
+    st = open_one(s, g.newest, false, &now, &moved, err);
+    if (st != SAMKV_OK)
+        return st;
+    if (g.count == 2 && g.old == s->now->generation)
+        old = s->now;
+    else if (g.count == 2)
+        st = open_one(s, g.old, false, &old, &moved, err);
+    if (st == SAMKV_OK)
+        samkv_generations_publish(s, now, old);
+    else
+        samkv_environment_release(s, now);
+    return st;
+}
+
+enum samkv_status samkv_generations_follow(struct samkv_store *s, struct samkv_error *err)
+{
+    pthread_mutex_lock(&s->following);
+    enum samkv_status st = open_newer(s, err);
+    pthread_mutex_unlock(&s->following);
+    return st;
+}
+
+/* Checks and opens. For a reader beside a daemon files may go and come meanwhile: it looks again then. */
+static enum samkv_status open_files(struct samkv_store *s, const struct samkv_store_options *o, bool made_before,
+                                    struct samkv_error *err)
+{
+    struct samkv_generations g, next;
+    enum samkv_status st = samkv_generations_find(s, &g, err);
+    for (int tries = 0; st == SAMKV_OK; tries++) {
+        st = choose_map(s, &g, o->max_bytes, made_before, err);
+        if (st == SAMKV_OK)
+            st = open_generations(s, &g, o->max_bytes == 0, err);
+        if (st == SAMKV_OK || !s->read_only || tries == FOLLOW_TRIES)
+            break;
+        if (samkv_generations_find(s, &next, NULL) != SAMKV_OK || (next.count == g.count && next.newest == g.newest))
+            break;
+        g = next;
+        samkv_generations_publish(s, NULL, NULL);
+        st = SAMKV_OK;
+    }
+    return st;
+}
+
 static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store_options *o, struct samkv_error *err)
 {
     bool made_before = false;
-    struct samkv_generations generations;
     enum samkv_status st = s->read_only ? SAMKV_OK : take_directory(s, &made_before, err);
     if (st == SAMKV_OK && !s->read_only)
         samkv_generations_tidy(s);
     if (st == SAMKV_OK)
-        st = samkv_generations_find(s, &generations, err);
-    if (st == SAMKV_OK)
-        st = choose_map(s, &generations, o->max_bytes, made_before, err);
-    if (st == SAMKV_OK)
-        st = open_generations(s, &generations, o->max_bytes == 0, err);
+        st = open_files(s, o, made_before, err);
     if (st != SAMKV_OK || s->read_only)
         return st;
     if (!made_before)
@@ -221,6 +272,7 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     samkv_held_pool_init(&s->rooms);
     samkv_queue_init(&s->queue);
     pthread_mutex_init(&s->environments_lock, NULL);
+    pthread_mutex_init(&s->following, NULL);
     enum samkv_status st = SAMKV_OK;
     if (o->host_cache_bytes)
         st = samkv_host_cache_new(o->host_cache_bytes, &s->host_cache, err);
@@ -253,6 +305,7 @@ void samkv_store_close(struct samkv_store *s)
     samkv_ledger_deinit(&s->ledger);
     pthread_mutex_destroy(&s->reading.lock);
     pthread_mutex_destroy(&s->environments_lock);
+    pthread_mutex_destroy(&s->following);
     free(s->path);
     free(s);
 }

@@ -7,6 +7,8 @@
 #include "daemon/store/generation.h"
 #include "daemon/store/guard.h"
 
+#define FOLLOW_TRIES 8
+
 struct beginning {
     struct samkv_view *view;
     int rc;
@@ -50,6 +52,7 @@ static void end_view(struct samkv_store *s, struct samkv_view *view)
         return;
     mdb_txn_abort(view->txn);
     samkv_environment_release(s, view->env);
+    *view = (struct samkv_view){0};
 }
 
 /*
@@ -86,6 +89,24 @@ static void strike_off(struct samkv_reading *r, struct samkv_snapshot *snapshot)
     pthread_mutex_unlock(&r->lock);
 }
 
+struct moved {
+    const struct samkv_snapshot *snapshot;
+    bool is;
+};
+
+static void look_whether_moved(void *arg)
+{
+    struct moved *m = arg;
+    m->is = samkv_generation_is_moved(m->snapshot->store, m->snapshot->now.txn);
+}
+
+/* Another process has compacted the store since its file was opened here. */
+static bool was_moved(struct samkv_snapshot *snapshot)
+{
+    struct moved m = {.snapshot = snapshot};
+    return samkv_snapshot_run(snapshot, look_whether_moved, &m, NULL) == SAMKV_OK && m.is;
+}
+
 enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snapshot **out, struct samkv_error *err)
 {
     *out = NULL;
@@ -94,13 +115,21 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snaps
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     snapshot->host_cache = s->host_cache;
     snapshot->epoch = s->host_cache ? samkv_host_cache_epoch(s->host_cache) : 0;
+    snapshot->store = s;
+    pthread_mutex_init(&snapshot->lock, NULL);
     enum samkv_status st = begin_views(s, snapshot, err);
+    for (int i = 0; st == SAMKV_OK && s->read_only && was_moved(snapshot) && i < FOLLOW_TRIES; i++) {
+        end_view(s, &snapshot->now);
+        end_view(s, &snapshot->old);
+        st = samkv_generations_follow(s, err);
+        if (st == SAMKV_OK)
+            st = begin_views(s, snapshot, err);
+    }
     if (st != SAMKV_OK) {
+        pthread_mutex_destroy(&snapshot->lock);
         free(snapshot);
         return st;
     }
-    snapshot->store = s;
-    pthread_mutex_init(&snapshot->lock, NULL);
     enlist(&s->reading, snapshot);
     atomic_fetch_add(&s->snapshots, 1);
     *out = snapshot;

@@ -258,6 +258,7 @@ static void end_pass(struct samkv_environment *e)
     p->rest_ms = allocated != p->allocated ? REST_MS : p->rest_ms < REST_MAX_MS ? 2 * p->rest_ms : REST_MAX_MS;
     p->allocated = allocated;
     p->floor = 0;
+    p->short_runs = false;
     p->rest_until_ms = (int64_t)samkv_now_ms() + p->rest_ms;
 }
 
@@ -271,15 +272,22 @@ bool samkv_space_tend(struct samkv_store *s)
         return false;
     if (!in_pass && samkv_now_ms() < (double)e->punching.rest_until_ms)
         return false;
-    enum samkv_status st = samkv_space_punch(s, e, used + slack / 2, false, &more, &err);
+    enum samkv_status st = samkv_space_punch(s, e, used + slack / 2, e->punching.short_runs, &more, &err);
     if (st != SAMKV_OK || more)
         return st == SAMKV_OK;
+    bool long_only = !e->punching.short_runs;
     end_pass(e);
-    if (samkv_space_allocated(e) > used + slack && atomic_load(&s->commits) != e->advanced_at) {
-        st = advance(s, &err);
-        e->advanced_at = atomic_load(&s->commits);
+    if (samkv_space_allocated(e) <= used + slack)
+        return false;
+    if (long_only) { /* long ones were not enough */
+        e->punching.short_runs = true;
         e->punching.rest_until_ms = 0;
-        return st == SAMKV_OK;
+        return true;
     }
-    return false;
+    if (atomic_load(&s->commits) == e->advanced_at)
+        return false;
+    st = advance(s, &err);
+    e->advanced_at = atomic_load(&s->commits);
+    e->punching.rest_until_ms = 0;
+    return st == SAMKV_OK;
 }

@@ -36,6 +36,7 @@ struct samkv_punching {
     uint64_t allocated;   /* when the last pass ended */
     int64_t rest_ms;
     int64_t rest_until_ms; /* the last pass brought less than was wanted: no other one before */
+    bool short_runs;       /* this pass takes them too */
     bool unsupported;      /* this file system has no holes */
 };
 
