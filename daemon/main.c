@@ -20,6 +20,7 @@ static enum samkv_status open_store(const struct samkv_settings *s, struct samkv
     const struct samkv_store_options options = {.path = s->store,
                                                 .max_bytes = (uint64_t)s->store_max_bytes,
                                                 .codec = (enum samkv_codec)s->codec,
+                                                .compact = (enum samkv_compact)s->compact,
                                                 .direct = s->store_read == 1,
                                                 .host_cache_bytes = (uint64_t)s->host_cache_bytes,
                                                 .evict = s->when_full == SAMKV_WHEN_FULL_EVICT ||

@@ -13,6 +13,7 @@
 static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
 static const char *const codecs[] = {"raw", "zstd", NULL}; /* by enum samkv_codec */
 static const char *const readings[] = {"cached", "direct", NULL};
+static const char *const compacts[] = {"auto", "off", NULL};                     /* by enum samkv_compact */
 static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
 
 static const char *const when_full[] = {"auto", "evict", "refuse", NULL}; /* by enum samkv_when_full */
@@ -57,6 +58,9 @@ static const struct samkv_option table[] = {
      .help = "GPU memory for caches that clients map; 0: a quarter, likewise", .default_text = "0"},
     {.name = "codec", .env = "SAMKV_CODEC", .argument = "CODEC", .kind = SAMKV_OPTION_CHOICE, AT(codec),
      .choices = codecs, .help = "of stored blocks: raw or zstd (lossless)", .default_text = "zstd"},
+    {.name = "compact", .env = "SAMKV_COMPACT", .argument = "WHEN", .kind = SAMKV_OPTION_CHOICE, AT(compact),
+     .choices = compacts, .help = "auto: when the data file is large beside what it holds; off: when asked",
+     .default_text = "auto"},
     {.name = "log-level", .env = "SAMKV_LOG_LEVEL", .argument = "LEVEL", .kind = SAMKV_OPTION_CHOICE, AT(log_level),
      .choices = levels, .help = "error, warning, info or debug", .default_text = "info", .reloads = true},
     {.name = "check-config", .kind = SAMKV_OPTION_FLAG, AT(check_config),

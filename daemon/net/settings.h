@@ -15,6 +15,7 @@ struct samkv_settings {
     int dtype;                /* enum samkv_dtype, or -1: as the device has it; from: */
     int dtype_choice;
     int codec;                /* enum samkv_codec */
+    int compact;              /* enum samkv_compact */
     int log_level;            /* enum samkv_log_level */
     int64_t threads, workers; /* 0: by the number of CPUs */
     int store_read;           /* 0: cached, 1: direct */
