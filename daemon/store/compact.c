@@ -217,7 +217,8 @@ static uint64_t step_bytes(const struct samkv_store *s)
 
 static uint64_t room_left(const struct samkv_store *s)
 {
-    uint64_t taken = samkv_space_allocated_all(s) + TRANSACTION_PAGES * s->page_bytes;
+    /* Removing needs some too. */
+    uint64_t taken = samkv_space_allocated_all(s) + TRANSACTION_PAGES * s->page_bytes + s->reserve_bytes / 4;
     return taken < s->limit_bytes ? s->limit_bytes - taken : 0;
 }
 

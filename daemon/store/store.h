@@ -48,8 +48,9 @@ enum samkv_compact {
 };
 
 struct samkv_store_options {
-    const char *path;       /* directory, created when missing (mode 0700) */
-    uint64_t max_bytes;     /* hard limit of the data file; 0: what the file system has */
+    const char *path;   /* directory, created when missing (mode 0700) */
+    uint64_t max_bytes; /* hard limit of the data file, and of what the disk gives for both while it is compacted; 0:
+                           what the file system has */
     enum samkv_codec codec; /* of new blocks */
     int zstd_level;         /* 0: 1 */
     enum samkv_compact compact;

@@ -311,8 +311,7 @@ START_TEST(sixty_four_readers_and_writers_see_right_bytes_while_files_change)
     for (uintptr_t i = 0; i < READERS; i++)
         ck_assert_int_eq(pthread_create(&readers[i], NULL, read_on, (void *)(i + 1)), 0);
     for (uint32_t round = 0; round < 3; round++) {
-        for (uint32_t i = 1; i < DOCUMENTS;
-             i += 2) { /* odd ones go and come, each one's other half while files change */
+        for (uint32_t i = 1; i < DOCUMENTS; i += 8) { /* some of the odd ones go and come */
             remove_one(i);
             FIXTURE_OK(ingest_one(store, i));
         }
