@@ -9,7 +9,7 @@
 #include "daemon/store/txn.h"
 
 #define BATCH_RECORDS 65536 /* of a transaction: what it changes is kept in memory */
-#define MORE_PAGES    256
+#define MORE_PAGES    64
 
 /* The copy of one database of small records. */
 struct copy {
