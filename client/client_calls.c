@@ -162,6 +162,28 @@ enum samkv_status samkv_client_import(struct samkv_client *client, const struct 
     return status ? status : wait_for_stream(client, request, on_bundle_piece, &sink, reply, err);
 }
 
+struct compact_sink {
+    bool (*on_progress)(void *arg, const struct samkv_compact_answer *);
+    void *arg;
+};
+
+static bool on_compact_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct compact_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.compact);
+}
+
+enum samkv_status samkv_client_compact(struct samkv_client *client,
+                                       bool (*on_progress)(void *arg, const struct samkv_compact_answer *), void *arg,
+                                       struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct compact_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_compact(client, &request, err);
+    return status ? status : wait_for_stream(client, request, on_compact_piece, &sink, reply, err);
+}
+
 enum samkv_status samkv_client_list(struct samkv_client *client, const char *collection, const char *after,
                                     uint32_t limit, struct samkv_reply *reply, struct samkv_error *err)
 {

@@ -323,6 +323,21 @@ static enum samkv_status fill_gc(struct samkv_reply *reply, const ProtobufCMessa
     return SAMKV_OK;
 }
 
+static enum samkv_status fill_compact(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                      struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__CompactReply *m = (const Samkv__CompactReply *)message;
+    reply->answer.compact = (struct samkv_compact_answer){.bytes_moved = m->bytes_moved,
+                                                          .bytes_total = m->bytes_total,
+                                                          .bytes_file_before = m->bytes_file_before,
+                                                          .bytes_file = m->bytes_file,
+                                                          .bytes_allocated_before = m->bytes_allocated_before,
+                                                          .bytes_allocated = m->bytes_allocated,
+                                                          .bytes_used = m->bytes_used};
+    return SAMKV_OK;
+}
+
 /* ------------------------------------------------------------------ decoding */
 
 static const struct operation {
@@ -343,6 +358,7 @@ static const struct operation {
     [SAMKV_OPERATION_CONFIGURE] = {&samkv__configure_reply__descriptor, fill_configure},
     [SAMKV_OPERATION_PIN] = {&samkv__pin_reply__descriptor, fill_pin},
     [SAMKV_OPERATION_GC] = {&samkv__gc_reply__descriptor, fill_gc},
+    [SAMKV_OPERATION_COMPACT] = {&samkv__compact_reply__descriptor, fill_compact},
 };
 
 static enum samkv_status decode(struct samkv_reply *out, struct samkv_incoming *incoming, struct samkv_error *err)

@@ -267,3 +267,9 @@ enum samkv_status samkv_client_submit_import(struct samkv_client *client, const 
     message.keep = options->keep;
     return submit_bundle(client, SAMKV_OPERATION_IMPORT, &message.base, fd, request, err);
 }
+
+enum samkv_status samkv_client_submit_compact(struct samkv_client *client, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__CompactRequest message = SAMKV__COMPACT_REQUEST__INIT;
+    return samkv_client_submit(client, SAMKV_OPERATION_COMPACT, &message.base, request, err);
+}

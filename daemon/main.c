@@ -12,6 +12,7 @@
 #include "daemon/net/server.h"
 #include "daemon/net/settings.h"
 #include "daemon/samkv/models.h"
+#include "daemon/store/salvage.h"
 #include "daemon/store/store.h"
 
 static enum samkv_status open_store(const struct samkv_settings *s, struct samkv_store **out, struct samkv_error *err)
@@ -19,6 +20,8 @@ static enum samkv_status open_store(const struct samkv_settings *s, struct samkv
     const struct samkv_store_options options = {.path = s->store,
                                                 .max_bytes = (uint64_t)s->store_max_bytes,
                                                 .codec = (enum samkv_codec)s->codec,
+                                                .compact = (enum samkv_compact)s->compact,
+                                                .direct = s->store_read == 1,
                                                 .host_cache_bytes = (uint64_t)s->host_cache_bytes,
                                                 .evict = s->when_full == SAMKV_WHEN_FULL_EVICT ||
                                                          (s->when_full == SAMKV_WHEN_FULL_AUTO && s->store_max_bytes),
@@ -125,6 +128,26 @@ static int serve(struct samkv_settings *s, int argc, char **argv)
     return exit_code;
 }
 
+/* What is left of a damaged store goes to a new one; the old one is only read. */
+static int salvage(const struct samkv_settings *s)
+{
+    struct samkv_salvage_report r;
+    struct samkv_error err;
+    if (samkv_store_salvage(s->store, s->salvage, &r, &err) != SAMKV_OK) {
+        fprintf(stderr, "samkvd: %s\n", err.text);
+        return EXIT_FAILURE;
+    }
+    printf("%s: %llu documents under %llu names from %llu sound records; %llu records damaged\n", s->salvage,
+           (unsigned long long)r.documents, (unsigned long long)r.names, (unsigned long long)r.records,
+           (unsigned long long)r.damaged);
+    if (r.renamed)
+        printf("%llu documents had lost their names: see salvaged/... in samkvctl ls\n", (unsigned long long)r.renamed);
+    if (r.names_lost)
+        printf("%llu names had lost their documents: ingest them again\n", (unsigned long long)r.names_lost);
+    printf("missing blocks are recomputed when they are asked for; samkvctl verify --repair does it now\n");
+    return r.names_lost ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
 /*
  * KV caches come and go in tens of megabytes. Given to the kernel directly they are gone when they are freed; by
  * default glibc learns to keep such blocks in its heaps, and a daemon that rests would hold what its busiest minute
@@ -193,6 +216,8 @@ int main(int argc, char **argv)
         puts("samkvd " SAMKV_VERSION);
     } else if (settings.dump_config) {
         samkv_settings_dump(&settings, stdout);
+    } else if (settings.salvage) {
+        exit_code = salvage(&settings);
     } else {
         samkv_log_set_level((enum samkv_log_level)settings.log_level);
         exit_code = serve(&settings, argc, argv);

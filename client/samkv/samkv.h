@@ -313,6 +313,7 @@ enum samkv_operation {
     SAMKV_OPERATION_GC = 13,
     SAMKV_OPERATION_EXPORT = 14,
     SAMKV_OPERATION_IMPORT = 15,
+    SAMKV_OPERATION_COMPACT = 16,
 };
 
 struct samkv_ingest_answer {
@@ -401,7 +402,15 @@ struct samkv_bundle_answer {
     uint64_t kept;               /* import: stand for something else, and still do */
 };
 
-/* One answer, or one piece of a streamed one (ask, verify, export, import, gc, remove of a collection). */
+struct samkv_compact_answer {
+    uint64_t bytes_moved, bytes_total;                /* so far, and about how many there are */
+    uint64_t bytes_file_before, bytes_file;           /* size of the data file */
+    uint64_t bytes_allocated_before, bytes_allocated; /* what the disk has given for it */
+    uint64_t bytes_used;                              /* of what it holds */
+};
+
+/* One answer, or one piece of a streamed one (ask, verify, export, import, gc, compact, remove of a
+ * collection). */
 struct samkv_reply {
     uint64_t request; /* what submit gave */
     enum samkv_operation operation;
@@ -421,6 +430,7 @@ struct samkv_reply {
         struct samkv_configure_answer configure;
         struct samkv_pin_answer pin;
         struct samkv_gc_answer gc;
+        struct samkv_compact_answer compact;
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;
@@ -530,6 +540,13 @@ SAMKV_API enum samkv_status samkv_client_import(struct samkv_client *, const str
                                                 void *arg, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
 
+/* Has the daemon make its data file as small as what it holds. on_progress as on_text above; false stops the waiting.
+ */
+SAMKV_API enum samkv_status samkv_client_compact(struct samkv_client *,
+                                                 bool (*on_progress)(void *arg, const struct samkv_compact_answer *),
+                                                 void *arg, struct samkv_reply *reply,
+                                                 struct samkv_error *err) SAMKV_MUST_USE;
+
 /* ------------------------------------------------------------------ for event loops */
 /*
  * Submit gives a number for the request and never blocks. BUSY when as many are in flight as the daemon allows: process
@@ -581,6 +598,9 @@ SAMKV_API enum samkv_status samkv_client_submit_export(struct samkv_client *, co
 SAMKV_API enum samkv_status samkv_client_submit_import(struct samkv_client *, const struct samkv_import_options *,
                                                        int fd, uint64_t *request,
                                                        struct samkv_error *err) SAMKV_MUST_USE;
+
+SAMKV_API enum samkv_status samkv_client_submit_compact(struct samkv_client *, uint64_t *request,
+                                                        struct samkv_error *err) SAMKV_MUST_USE;
 
 /* Drops the answer of a request in flight, and unmaps device memory that came for it already; the daemon works on. Its
  * place is free again when that answer has come. */

@@ -27,6 +27,7 @@
     X(CONFIGURES,       "requests_configure")                                       \
     X(PINS,             "requests_pin")                                             \
     X(GCS,              "requests_gc")                                              \
+    X(COMPACTS,         "requests_compact")                                         \
     X(ERRORS,           "requests_failed")        /* answered with an Error */      \
     X(BUSY,             "requests_busy")          /* of which with BUSY */          \
     X(INGEST_DOCUMENTS, "ingest_documents")       /* newly stored */                \

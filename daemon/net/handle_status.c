@@ -96,7 +96,7 @@ static struct collection_list *list_collections(struct samkv_store *store)
     return list;
 }
 
-#define GAUGES        4
+#define GAUGES        9
 #define DEVICE_GAUGES 10
 #define HOST_GAUGES   6
 #define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + HOST_GAUGES + DEVICE_GAUGES)
@@ -160,6 +160,11 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
     put_counter(counters, &n, "lane_waiting", waiting);
     put_counter(counters, &n, "store_readers", (double)stats->readers);
     put_counter(counters, &n, "store_commits", (double)stats->commits);
+    put_counter(counters, &n, "store_allocated_bytes", (double)stats->bytes_allocated);
+    put_counter(counters, &n, "store_free_bytes", (double)stats->bytes_free);
+    put_counter(counters, &n, "store_punched_bytes", (double)stats->bytes_punched);
+    put_counter(counters, &n, "store_moved_bytes", (double)stats->bytes_moved);
+    put_counter(counters, &n, "store_compactions", (double)stats->compactions);
     if (samkv_store_host_cache(service->store))
         put_host_cache(samkv_store_host_cache(service->store), counters, &n);
     if (service->models->leases)

@@ -187,6 +187,48 @@ static enum samkv_status repair_document(struct verify_job *job, const struct ve
     }
 }
 
+/* A key as text that may be sent: what is no letter of ASCII may be what the damage did. */
+static bool on_damaged_name(void *arg, const void *key, size_t bytes)
+{
+    struct verify_job *job = arg;
+    job->reply.damaged++;
+    if (job->reply.n_damaged_ids == MAX_DAMAGED_IDS)
+        return true;
+    char *text = malloc(bytes + 1);
+    if (!text) {
+        job->status = SAMKV_NO_MEMORY;
+        return false;
+    }
+    for (size_t i = 0; i < bytes; i++) {
+        uint8_t c = ((const uint8_t *)key)[i];
+        text[i] = c ? (char)(c > 0x20 && c < 0x7f ? c : '?') : '/';
+    }
+    text[bytes] = 0;
+    job->reply.damaged_ids[job->reply.n_damaged_ids++] = text;
+    return true;
+}
+
+/* Names that cannot be believed: told, and with repair removed, so that they can be given again. */
+static enum samkv_status check_names(struct verify_job *job, bool repair, struct samkv_error *err)
+{
+    struct samkv_store *store = job->request->service->store;
+    struct samkv_snapshot *snapshot;
+    uint64_t before = job->reply.damaged, removed = 0;
+    enum samkv_status st = samkv_snapshot_begin(store, &snapshot, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_snapshot_each_damaged_name(snapshot, on_damaged_name, job, err);
+    samkv_snapshot_end(snapshot);
+    if (st == SAMKV_OK)
+        st = job->status;
+    if (st != SAMKV_OK || !repair || job->reply.damaged == before)
+        return st;
+    st = samkv_store_damaged_names_remove(store, &removed, err);
+    samkv_log(SAMKV_LOG_WARNING, "verify: %llu damaged names removed: ingest their documents again",
+              (unsigned long long)removed);
+    return st;
+}
+
 static enum samkv_status report_progress(struct verify_job *job, struct samkv_error *err)
 {
     double now = samkv_now_ms();
@@ -231,6 +273,8 @@ enum samkv_status samkv_handle_verify(struct samkv_request *r, const ProtobufCMe
     enum samkv_status st = walk(&job, m->collection, err);
     if (st == SAMKV_OK)
         st = check_all(&job, m->repair, err);
+    if (st == SAMKV_OK && !*m->collection)
+        st = check_names(&job, m->repair, err);
     if (st == SAMKV_OK)
         st = samkv_request_reply(r, &job.reply.base, NULL, reply, err);
     for (size_t i = 0; i < job.reply.n_damaged_ids; i++)

@@ -15,6 +15,7 @@ SAMKV_HANDLER(samkv_handle_show);
 SAMKV_HANDLER(samkv_handle_remove);
 SAMKV_HANDLER(samkv_handle_status);
 SAMKV_HANDLER(samkv_handle_verify);
+SAMKV_HANDLER(samkv_handle_compact);
 SAMKV_HANDLER(samkv_handle_export);
 SAMKV_HANDLER(samkv_handle_import);
 SAMKV_HANDLER(samkv_handle_configure);

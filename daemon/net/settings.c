@@ -11,7 +11,9 @@
 #include "daemon/store/host_cache.h"
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
-static const char *const codecs[] = {"raw", "zstd", NULL};                       /* by enum samkv_codec */
+static const char *const codecs[] = {"raw", "zstd", NULL}; /* by enum samkv_codec */
+static const char *const readings[] = {"cached", "direct", NULL};
+static const char *const compacts[] = {"auto", "off", NULL};                     /* by enum samkv_compact */
 static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
 
 static const char *const when_full[] = {"auto", "evict", "refuse", NULL}; /* by enum samkv_when_full */
@@ -39,6 +41,9 @@ static const struct samkv_option table[] = {
     {.name = "store-max-bytes", .env = "SAMKV_STORE_MAX_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
      AT(store_max_bytes), .min = 0, .max = INT64_MAX, .help = "limit of the data file, like 10G; 0: the disk's",
      .default_text = "0"},
+    {.name = "store-read", .env = "SAMKV_STORE_READ", .argument = "HOW", .kind = SAMKV_OPTION_CHOICE, AT(store_read),
+     .choices = readings, .help = "cached, or direct: blocks past the page cache, for stores far larger than memory",
+     .default_text = "cached"},
     {.name = "host-cache-bytes", .env = "SAMKV_HOST_CACHE_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
      AT(host_cache_bytes), .min = 0, .max = INT64_MAX,
      .help = "memory for decoded blocks of hot documents; 0: none (default: an eighth of the memory, at most 4G)"},
@@ -53,10 +58,15 @@ static const struct samkv_option table[] = {
      .help = "GPU memory for caches that clients map; 0: a quarter, likewise", .default_text = "0"},
     {.name = "codec", .env = "SAMKV_CODEC", .argument = "CODEC", .kind = SAMKV_OPTION_CHOICE, AT(codec),
      .choices = codecs, .help = "of stored blocks: raw or zstd (lossless)", .default_text = "zstd"},
+    {.name = "compact", .env = "SAMKV_COMPACT", .argument = "WHEN", .kind = SAMKV_OPTION_CHOICE, AT(compact),
+     .choices = compacts, .help = "auto: when the data file is large beside what it holds; off: when asked",
+     .default_text = "auto"},
     {.name = "log-level", .env = "SAMKV_LOG_LEVEL", .argument = "LEVEL", .kind = SAMKV_OPTION_CHOICE, AT(log_level),
      .choices = levels, .help = "error, warning, info or debug", .default_text = "info", .reloads = true},
     {.name = "check-config", .kind = SAMKV_OPTION_FLAG, AT(check_config),
      .help = "tell every mistake of the configuration and exit"},
+    {.name = "salvage", .argument = "NEWDIR", .kind = SAMKV_OPTION_TEXT, AT(salvage),
+     .help = "copy what is left of a damaged store to a new one, and exit"},
     {.name = "dump-config", .kind = SAMKV_OPTION_FLAG, AT(dump_config),
      .help = "print the values that would be used, and where each is from, and exit"},
     {.name = "help", .kind = SAMKV_OPTION_FLAG, AT(help), .help = "print this and exit"},

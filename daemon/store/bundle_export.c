@@ -97,30 +97,24 @@ static enum samkv_status damaged(struct export *e, const char *id, const char *w
                       id, e->collection.name);
 }
 
-/* The record under a key as it lies in the store; it stays as long as the snapshot. Here alone raw bytes are read. */
-static enum samkv_status get_raw(struct export *e, enum samkv_db db, struct samkv_bytes key, struct samkv_bytes *out)
-{
-    enum samkv_status st = samkv_snapshot_get(e->snapshot, db, key, out, e->err);
-    if (st == SAMKV_OK)
-        samkv_snapshot_will_need(e->snapshot, *out);
-    return st;
-}
-
 /* Nothing damaged leaves the store. */
 static enum samkv_status put_part(struct export *e, enum samkv_bundle_kind entry, uint32_t number, enum samkv_db db,
                                   enum samkv_record_kind kind, struct samkv_bytes key, const char *id)
 {
-    struct samkv_bytes value;
+    struct samkv_held held = {0};
     struct samkv_record record;
-    enum samkv_status st = get_raw(e, db, key, &value);
+    enum samkv_status st = samkv_snapshot_get(e->snapshot, db, key, &held, e->err);
     if (st == SAMKV_OK)
-        st = samkv_record_open(value, kind, key, &record);
-    if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT)
-        return damaged(e, id,
-                       kind == SAMKV_RECORD_BLOCK   ? "a block"
-                       : kind == SAMKV_RECORD_INDEX ? "the index"
-                                                    : "the token list");
-    return st == SAMKV_OK ? put_entry(e, entry, number, value.data, value.size) : st;
+        st = samkv_record_open(held.bytes, kind, key, &record);
+    if (st == SAMKV_OK)
+        st = put_entry(e, entry, number, held.bytes.data, held.bytes.size);
+    else if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT)
+        st = damaged(e, id,
+                     kind == SAMKV_RECORD_BLOCK   ? "a block"
+                     : kind == SAMKV_RECORD_INDEX ? "the index"
+                                                  : "the token list");
+    samkv_held_release(e->snapshot->store, &held);
+    return st;
 }
 
 static enum samkv_status put_parts(struct export *e, const struct samkv_manifest *m, const char *id)
@@ -167,10 +161,11 @@ static enum samkv_status put_document(struct export *e, const struct samkv_docum
 static enum samkv_status open_document(struct export *e, const struct samkv_key *key, const char *id,
                                        struct samkv_document *out)
 {
-    struct samkv_bytes record;
-    enum samkv_status st = get_raw(e, SAMKV_DB_DOCUMENT, samkv_key_bytes(key), &record);
+    struct samkv_held held = {0};
+    enum samkv_status st = samkv_snapshot_get(e->snapshot, SAMKV_DB_DOCUMENT, samkv_key_bytes(key), &held, e->err);
     if (st == SAMKV_OK)
-        st = samkv_document_open(record, key, out);
+        st = samkv_document_open(held.bytes, key, out);
+    samkv_held_release(e->snapshot->store, &held);
     return st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT ? damaged(e, id, "the record") : st;
 }
 

@@ -31,17 +31,17 @@ static enum samkv_status verify_part(struct samkv_snapshot *snapshot, enum samkv
                                      struct samkv_bytes key, struct samkv_layout layout, struct verify_room *room,
                                      struct samkv_verify_report *report, struct samkv_error *err)
 {
-    struct samkv_bytes value;
+    struct samkv_held held = {0};
     for (size_t i = 0; i < layout.count; i++)
         room->pieces[i] = room->bytes + i * layout.bytes;
-    enum samkv_status st = samkv_snapshot_get(snapshot, db, key, &value, err);
+    enum samkv_status st = samkv_snapshot_get(snapshot, db, key, &held, err);
     if (st == SAMKV_OK) {
-        report->bytes += value.size;
-        samkv_snapshot_will_need(snapshot, value);
-        st = samkv_record_decode(value, kind, key, &layout, &snapshot->store->scratch, room->pieces);
+        report->bytes += held.bytes.size;
+        st = samkv_record_decode(held.bytes, kind, key, &layout, &snapshot->store->scratch, room->pieces);
         if (st == SAMKV_NO_MEMORY)
-            return samkv_fail(err, st, "out of memory while verifying");
+            samkv_fail(err, st, "out of memory while verifying");
     }
+    samkv_held_release(snapshot->store, &held);
     if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT) {
         report->damaged++;
         st = SAMKV_OK;
@@ -94,7 +94,7 @@ static enum samkv_status sum_documents(struct samkv_snapshot *snapshot, struct s
 {
     MDB_cursor *cursor;
     MDB_val k, v;
-    int rc = mdb_cursor_open(snapshot->txn, snapshot->store->dbi[SAMKV_DB_DOCUMENT], &cursor);
+    int rc = mdb_cursor_open(snapshot->now.txn, snapshot->store->dbi[SAMKV_DB_DOCUMENT], &cursor);
     if (rc)
         return samkv_fail_lmdb(err, rc, "adding up documents");
     while ((rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) == 0) {
@@ -116,7 +116,7 @@ static enum samkv_status count_entries(struct samkv_snapshot *snapshot, enum sam
                                        struct samkv_error *err)
 {
     MDB_stat stat;
-    int rc = mdb_stat(snapshot->txn, snapshot->store->dbi[db], &stat);
+    int rc = mdb_stat(snapshot->now.txn, snapshot->store->dbi[db], &stat);
     if (rc)
         return samkv_fail_lmdb(err, rc, "counting records");
     *out = stat.ms_entries;
@@ -156,29 +156,65 @@ static bool sum_ledger(struct samkv_store *s, struct samkv_store_stats *out)
     return !s->read_only;
 }
 
+struct gathering {
+    struct samkv_snapshot *snapshot;
+    struct samkv_store_stats *stats;
+    enum samkv_status status;
+    struct samkv_error *err;
+    bool summed; /* by the ledger */
+};
+
+static void gather(void *arg)
+{
+    struct gathering *g = arg;
+    struct samkv_store *s = g->snapshot->store;
+    enum samkv_status st = count_entries(g->snapshot, SAMKV_DB_COLLECTION, &g->stats->collections, g->err);
+    if (st == SAMKV_OK)
+        st = count_entries(g->snapshot, SAMKV_DB_NAME, &g->stats->names, g->err);
+    if (st == SAMKV_OK)
+        st = count_entries(g->snapshot, SAMKV_DB_DOCUMENT, &g->stats->documents, g->err);
+    if (st == SAMKV_OK)
+        st = samkv_db_used_bytes(s, g->snapshot->now.txn, &g->stats->bytes_used, g->err);
+    if (g->snapshot->old.env)
+        g->stats->bytes_used += atomic_load(&g->snapshot->old.env->bytes_in_use);
+    if (st == SAMKV_OK && !g->summed)
+        st = sum_documents(g->snapshot, g->stats, g->err);
+    g->status = st;
+}
+
+/* Both of a store that is being compacted. */
+static void add_files(const struct samkv_snapshot *snapshot, struct samkv_store_stats *out)
+{
+    const struct samkv_environment *files[] = {snapshot->now.env, snapshot->old.env};
+    struct stat file;
+    MDB_envinfo info;
+    uint64_t pages = 0;
+    for (int i = 0; i < 2; i++)
+        if (files[i] && fstat(files[i]->fd, &file) == 0 && mdb_env_info(files[i]->env, &info) == 0) {
+            out->bytes_file += (uint64_t)file.st_size;
+            out->bytes_allocated += (uint64_t)file.st_blocks * 512;
+            pages += info.me_last_pgno + 1;
+        }
+    out->bytes_free = pages * snapshot->store->page_bytes; /* what is in use comes off it */
+}
+
 enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
 {
     *out = (struct samkv_store_stats){.bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits)};
     out->readers = atomic_load(&s->snapshots);
-    int fd;
-    struct stat file;
-    if (mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0)
-        out->bytes_file = (uint64_t)file.st_size;
-    struct samkv_snapshot *snapshot;
+    out->bytes_punched = atomic_load(&s->bytes_punched);
+    out->bytes_moved = atomic_load(&s->bytes_moved);
+    out->compactions = atomic_load(&s->compactions);
+    struct gathering g = {.stats = out, .err = err};
     enum samkv_status st = count_limits(s, out, err);
     if (st == SAMKV_OK)
-        st = samkv_snapshot_begin(s, &snapshot, err);
+        st = samkv_snapshot_begin(s, &g.snapshot, err);
     if (st != SAMKV_OK)
         return st;
-    st = count_entries(snapshot, SAMKV_DB_COLLECTION, &out->collections, err);
-    if (st == SAMKV_OK)
-        st = count_entries(snapshot, SAMKV_DB_NAME, &out->names, err);
-    if (st == SAMKV_OK)
-        st = count_entries(snapshot, SAMKV_DB_DOCUMENT, &out->documents, err);
-    if (st == SAMKV_OK)
-        st = samkv_db_used_bytes(s, snapshot->txn, &out->bytes_used, err);
-    if (st == SAMKV_OK && !sum_ledger(s, out))
-        st = sum_documents(snapshot, out, err);
-    samkv_snapshot_end(snapshot);
-    return st;
+    g.summed = sum_ledger(s, out);
+    add_files(g.snapshot, out);
+    st = samkv_snapshot_run(g.snapshot, gather, &g, err);
+    samkv_snapshot_end(g.snapshot);
+    out->bytes_free -= out->bytes_used < out->bytes_free ? out->bytes_used : out->bytes_free;
+    return st == SAMKV_OK ? g.status : st;
 }

@@ -13,7 +13,9 @@
 
 static enum samkv_status damaged(struct samkv_error *err, const char *path, const char *how)
 {
-    return samkv_fail(err, SAMKV_CORRUPT, "%s %s: restore it, or move it away to start a new store", path, how);
+    return samkv_fail(err, SAMKV_CORRUPT,
+                      "%s %s: restore it, bring back what is left with samkvd --salvage NEWDIR, or move it away", path,
+                      how);
 }
 
 static bool read_meta(int fd, off_t at, struct samkv_meta_page *out)

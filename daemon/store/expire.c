@@ -159,12 +159,14 @@ int samkv_upkeep_wait_s(struct samkv_store *s)
 enum samkv_status samkv_snapshot_ttl(struct samkv_snapshot *snapshot, const char *collection, uint64_t *ttl_s,
                                      struct samkv_error *err)
 {
-    struct samkv_bytes key = {collection, strlen(collection)}, value;
+    struct samkv_bytes key = {collection, strlen(collection)};
+    struct samkv_held held = {0};
     struct samkv_collection c;
     *ttl_s = 0;
-    enum samkv_status st = samkv_snapshot_get(snapshot, SAMKV_DB_COLLECTION, key, &value, err);
-    if (st == SAMKV_OK && samkv_collection_open_bare(value, key, &c) == SAMKV_OK)
+    enum samkv_status st = samkv_snapshot_get(snapshot, SAMKV_DB_COLLECTION, key, &held, err);
+    if (st == SAMKV_OK && samkv_collection_open_bare(held.bytes, key, &c) == SAMKV_OK)
         *ttl_s = c.ttl_s;
+    samkv_held_release(snapshot->store, &held);
     return st == SAMKV_NOT_FOUND ? SAMKV_OK : st; /* a damaged record is for who reads the collection itself */
 }
 

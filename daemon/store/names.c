@@ -59,6 +59,43 @@ enum samkv_status samkv_store_name_remove(struct samkv_store *s, const char *col
     return call(s, &name.job, err);
 }
 
+struct damaged_job {
+    struct samkv_job job;
+    uint64_t removed;
+};
+
+static enum samkv_status apply_remove_damaged(struct samkv_change *c, struct samkv_job *job, struct samkv_error *err)
+{
+    struct damaged_job *damaged = (struct damaged_job *)job;
+    MDB_cursor *cursor;
+    MDB_val k, v;
+    int rc = mdb_cursor_open(c->txn, c->store->dbi[SAMKV_DB_NAME], &cursor);
+    if (rc)
+        return samkv_fail_lmdb(err, rc, "looking for damaged names");
+    damaged->removed = 0;
+    while ((rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) == 0) {
+        struct samkv_name name;
+        if (samkv_name_open(samkv_val_bytes(&v), samkv_val_bytes(&k), false, &name) == SAMKV_OK ||
+            !samkv_db_value_is_sane(c->store, &v))
+            continue;
+        rc = mdb_cursor_del(cursor, 0);
+        if (rc)
+            break;
+        damaged->removed++;
+    }
+    mdb_cursor_close(cursor);
+    c->broken |= rc != MDB_NOTFOUND;
+    return rc == MDB_NOTFOUND ? SAMKV_OK : samkv_fail_lmdb(err, rc, "removing damaged names");
+}
+
+enum samkv_status samkv_store_damaged_names_remove(struct samkv_store *s, uint64_t *removed, struct samkv_error *err)
+{
+    struct damaged_job damaged = {.job = {.apply = apply_remove_damaged}};
+    enum samkv_status st = call(s, &damaged.job, err);
+    *removed = damaged.removed;
+    return st;
+}
+
 /* ------------------------------------------------------------------ collections */
 
 struct collection_job {
@@ -144,6 +181,8 @@ static enum samkv_status apply_rewrite(struct samkv_change *c, struct samkv_job 
     st = samkv_db_get(c->store, c->txn, rewrite->db, rewrite->key, &old, err);
     if (st != SAMKV_OK && st != SAMKV_NOT_FOUND)
         return st;
+    if (st == SAMKV_NOT_FOUND)
+        old.size = samkv_compact_record_bytes(c->store, rewrite->db, rewrite->key.data, rewrite->key.size);
     account(there, rewrite->db, old.size, rewrite->record.size);
     st = samkv_change_put(c, rewrite->db, rewrite->key, rewrite->record, err);
     return st == SAMKV_OK ? samkv_change_put_document(c, &d, err) : st;

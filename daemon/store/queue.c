@@ -5,14 +5,17 @@
 #include <string.h>
 #include <time.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/base/thread.h"
 #include "daemon/store/change.h"
 #include "daemon/store/environment.h"
 #include "daemon/store/evict.h"
 #include "daemon/store/expire.h"
+#include "daemon/store/txn.h"
 
 #define RETRY_REMOVAL_S 2
+#define TEND_NS         50000000 /* between looks at space that cannot be given back yet */
 
 void samkv_queue_init(struct samkv_queue *q)
 {
@@ -138,17 +141,9 @@ void samkv_queue_wait_removals(struct samkv_store *s)
 
 /* ------------------------------------------------------------------ transactions (writer thread) */
 
-static enum samkv_status begin_change(struct samkv_store *s, struct samkv_change *c, struct samkv_error *err)
-{
-    *c = (struct samkv_change){.store = s};
-    int rc = mdb_txn_begin(s->env, NULL, 0, &c->txn);
-    return rc ? samkv_fail_lmdb(err, rc, "starting a transaction") : SAMKV_OK;
-}
-
 static void undo_change(struct samkv_change *c)
 {
-    if (c->txn)
-        mdb_txn_abort(c->txn);
+    samkv_txn_abort(c);
     samkv_host_cache_reopen(c->store->host_cache);
     samkv_ledger_undo(&c->store->ledger, &c->journal);
     while (c->removing) {
@@ -158,17 +153,27 @@ static void undo_change(struct samkv_change *c)
     }
 }
 
+static uint64_t bytes_in_old(const struct samkv_store *s)
+{
+    return s->old ? atomic_load(&s->old->bytes_in_use) : 0;
+}
+
 /* New documents leave a reserve free: without any room nothing could be removed either. */
 static enum samkv_status check_room(struct samkv_change *c, struct samkv_error *err)
 {
-    uint64_t used = 0;
+    struct samkv_store *s = c->store;
+    uint64_t used = 0, elsewhere = bytes_in_old(s);
+    enum samkv_status st = samkv_txn_used_bytes(c, &used, err);
+    if (st != SAMKV_OK)
+        return st;
+    atomic_store(&s->now->bytes_in_use, used); /* should the commit fail, the next one mends it */
     if (!c->grows)
         return SAMKV_OK;
-    enum samkv_status st = samkv_db_used_bytes(c->store, c->txn, &used, err);
-    if (st == SAMKV_OK && used + c->store->reserve_bytes > c->store->limit_bytes)
+    /* While the store is compacted the size of one map does not bound what two files take. */
+    if (used + elsewhere + s->reserve_bytes > s->limit_bytes || (s->old && !samkv_space_fits(s, c->put_bytes)))
         st = samkv_fail(err, SAMKV_FULL,
-                        "the store %s has reached its limit of %llu MiB: remove documents or raise the limit",
-                        c->store->path, (unsigned long long)(c->store->limit_bytes >> 20));
+                        "the store %s has reached its limit of %llu MiB: remove documents or raise the limit", s->path,
+                        (unsigned long long)(s->limit_bytes >> 20));
     return st;
 }
 
@@ -201,7 +206,7 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
         return st;
     }
     uint64_t used = 0;
-    bool measured = samkv_db_used_bytes(c->store, c->txn, &used, NULL) == SAMKV_OK;
+    bool measured = samkv_txn_used_bytes(c, &used, NULL) == SAMKV_OK;
     struct samkv_claim *hidden = c->removing;
     c->removing = NULL;
     pthread_mutex_lock(&q->lock);
@@ -212,13 +217,13 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
         q->claims = claim;
     }
     pthread_mutex_unlock(&q->lock);
-    int rc = mdb_txn_commit(c->txn);
+    st = samkv_txn_commit(c, err);
     samkv_host_cache_reopen(c->store->host_cache);
-    settle(q, rc == 0);
-    if (rc == 0) {
+    settle(q, st == SAMKV_OK);
+    if (st == SAMKV_OK) {
         samkv_ledger_keep(&c->journal);
         if (measured)
-            atomic_store(&c->store->used_bytes, used);
+            atomic_store(&c->store->used_bytes, used + bytes_in_old(c->store));
         atomic_fetch_add(&c->store->evictions, c->evicted);
         atomic_fetch_add(&c->store->evicted_bytes, c->evicted_bytes);
         atomic_fetch_add(&c->store->expirations, c->expired);
@@ -226,8 +231,7 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
         return SAMKV_OK;
     }
     samkv_ledger_undo(&c->store->ledger, &c->journal);
-    rc = samkv_db_write_code(c->store, rc);
-    return samkv_fail_lmdb(err, rc, "committing");
+    return st;
 }
 
 /* One bounded step of removing a document, in a transaction of its own. *done: nothing of it is left. */
@@ -236,10 +240,13 @@ static enum samkv_status remove_step(struct samkv_store *s, const struct samkv_k
 {
     struct samkv_change c;
     bool more = true;
-    enum samkv_status st = begin_change(s, &c, err);
+    enum samkv_status st = samkv_compact_remove_some(s, key, &more, err);
+    if (st != SAMKV_OK || more) /* the mark that says so goes with the last of the newest file's records */
+        return st;
+    st = samkv_txn_begin(s, &c, err);
     if (st != SAMKV_OK)
         return st;
-    st = samkv_change_remove_some(&c, key, &more, err);
+    st = samkv_txn_remove_some(&c, key, &more, err);
     if (st != SAMKV_OK) {
         undo_change(&c);
         return st;
@@ -274,6 +281,14 @@ static enum samkv_status remove_next(struct samkv_store *s, bool stuck_too, bool
     return st;
 }
 
+bool samkv_queue_is_removing(struct samkv_store *s)
+{
+    pthread_mutex_lock(&s->queue.lock);
+    bool removing = next_removal(&s->queue, true) != NULL;
+    pthread_mutex_unlock(&s->queue.lock);
+    return removing;
+}
+
 enum samkv_status samkv_queue_drain_removals(struct samkv_store *s, struct samkv_error *err)
 {
     bool idle = false;
@@ -288,10 +303,10 @@ enum samkv_status samkv_queue_drain_removals(struct samkv_store *s, struct samkv
 static enum samkv_status run_alone(struct samkv_store *s, struct samkv_job *job, struct samkv_error *err)
 {
     struct samkv_change c;
-    enum samkv_status st = begin_change(s, &c, err);
+    enum samkv_status st = samkv_txn_begin(s, &c, err);
     if (st != SAMKV_OK)
         return st;
-    st = job->apply(&c, job, err);
+    st = samkv_txn_apply(&c, job, err);
     if (st == SAMKV_OK)
         return commit_change(&c, err);
     undo_change(&c);
@@ -335,7 +350,7 @@ static void run_group(struct samkv_store *s, struct samkv_job *first)
 {
     struct samkv_change c;
     struct samkv_error err = {0};
-    enum samkv_status st = begin_change(s, &c, &err);
+    enum samkv_status st = samkv_txn_begin(s, &c, &err);
     if (st != SAMKV_OK) {
         for (struct samkv_job *job = first; job; job = job->next) {
             job->status = st;
@@ -345,7 +360,7 @@ static void run_group(struct samkv_store *s, struct samkv_job *first)
         return;
     }
     for (struct samkv_job *job = first; job && !c.broken; job = job->next)
-        job->status = job->apply(&c, job, &job->error);
+        job->status = samkv_txn_apply(&c, job, &job->error);
     if (c.broken)
         undo_change(&c);
     else if (commit_change(&c, &err) == SAMKV_OK)
@@ -412,18 +427,34 @@ static bool wait_for_work(struct samkv_store *s)
     struct samkv_queue *q = &s->queue;
     bool stuck = next_removal(q, true) != NULL;
     int wait_s = samkv_upkeep_wait_s(s);
-    if (!stuck && wait_s < 0) {
+    bool tending = samkv_compact_is_waiting(s) || samkv_space_is_waiting(s);
+    if (!stuck && wait_s < 0 && !tending) {
         pthread_cond_wait(&q->work, &q->lock);
         return false;
     }
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += stuck ? RETRY_REMOVAL_S : wait_s;
+    until.tv_nsec += tending ? TEND_NS : 0;
+    until.tv_sec += tending ? until.tv_nsec / 1000000000 : stuck ? RETRY_REMOVAL_S : wait_s;
+    until.tv_nsec %= 1000000000;
     if (pthread_cond_timedwait(&q->work, &q->lock, &until) == 0)
         return false;
-    for (struct samkv_claim *c = q->claims; c; c = c->next)
-        c->stuck = false;
+    double now_ms = samkv_now_ms();
+    if (stuck && now_ms >= q->retry_ms) {
+        q->retry_ms = now_ms + RETRY_REMOVAL_S * 1e3;
+        for (struct samkv_claim *c = q->claims; c; c = c->next)
+            c->stuck = false;
+    }
     return true;
+}
+
+/* A step of giving space back, and one of compaction. True: there is more to do at once. Lock held, but not within. */
+static bool tend(struct samkv_store *s)
+{
+    pthread_mutex_unlock(&s->queue.lock);
+    bool space = samkv_space_tend(s), compaction = samkv_compact_tend(s);
+    pthread_mutex_lock(&s->queue.lock);
+    return space || compaction;
 }
 
 static void *writer_main(void *arg)
@@ -435,8 +466,13 @@ static void *writer_main(void *arg)
         struct samkv_job *group = has_group(q) ? take_group(q) : NULL;
         if (!group && q->ending)
             break;
-        if (!group && !next_removal(q, false) && !wait_for_work(s))
-            continue;
+        if (!group && !next_removal(q, false)) {
+            uint64_t asked = s->compaction.asked;
+            if (tend(s) || has_group(q) || q->ending || next_removal(q, false) || s->compaction.asked != asked)
+                continue;
+            if (!wait_for_work(s))
+                continue;
+        }
         pthread_mutex_unlock(&q->lock);
         if (group) {
             samkv_evict_ahead(s, group_bytes(group));
@@ -449,6 +485,8 @@ static void *writer_main(void *arg)
         (void)st;
         samkv_upkeep(s);
         pthread_mutex_lock(&q->lock);
+        if (group)
+            tend(s);
     }
     pthread_mutex_unlock(&q->lock);
     return NULL;

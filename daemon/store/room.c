@@ -4,6 +4,8 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
+#include "daemon/store/guard.h"
+
 #define FREE_DBI 0 /* LMDB's own: transaction → pages that it freed */
 
 /* LMDB tells of readers in lines "pid thread transaction" (or "-" for one that rests). */
@@ -35,23 +37,38 @@ static int sum_free(const struct samkv_store *s, MDB_txn *txn, size_t oldest, st
     return rc == MDB_NOTFOUND ? 0 : rc;
 }
 
+struct measuring {
+    struct samkv_snapshot *snapshot;
+    struct samkv_room *out;
+    struct samkv_error *err;
+    enum samkv_status status;
+};
+
+static void measure(void *arg)
+{
+    struct measuring *m = arg;
+    struct samkv_store *s = m->snapshot->store;
+    MDB_txn *txn = m->snapshot->now.txn;
+    size_t oldest = SIZE_MAX;
+    mdb_reader_list(m->snapshot->now.env->env, on_reader, &oldest);
+    if (oldest >= mdb_txn_id(txn)) /* only those who see what we see: nobody holds anything */
+        oldest = SIZE_MAX;
+    int rc = sum_free(s, txn, oldest, m->out);
+    m->status = rc ? samkv_fail_lmdb(m->err, rc, "measuring the store")
+                   : samkv_db_used_bytes(s, txn, &m->out->used_bytes, m->err);
+}
+
 enum samkv_status samkv_room_measure(struct samkv_store *s, struct samkv_room *out, struct samkv_error *err)
 {
-    MDB_txn *txn;
     struct statvfs disk;
-    size_t oldest = SIZE_MAX;
+    struct measuring m = {.out = out, .err = err};
     *out = (struct samkv_room){0};
     if (statvfs(s->path, &disk) == 0)
         out->disk_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
-    int rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &txn);
-    if (rc)
-        return samkv_fail_lmdb(err, rc, "measuring the store");
-    mdb_reader_list(s->env, on_reader, &oldest);
-    if (oldest >= mdb_txn_id(txn)) /* only those who see what we see: nobody holds anything */
-        oldest = SIZE_MAX;
-    rc = sum_free(s, txn, oldest, out);
-    enum samkv_status st =
-        rc ? samkv_fail_lmdb(err, rc, "measuring the store") : samkv_db_used_bytes(s, txn, &out->used_bytes, err);
-    mdb_txn_abort(txn);
-    return st;
+    enum samkv_status st = samkv_snapshot_begin(s, &m.snapshot, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_snapshot_run(m.snapshot, measure, &m, err);
+    samkv_snapshot_end(m.snapshot);
+    return st == SAMKV_OK ? m.status : st;
 }

@@ -42,11 +42,18 @@ enum samkv_codec {
 };
 #define SAMKV_CODEC_COUNT 2
 
+enum samkv_compact {
+    SAMKV_COMPACT_AUTO = 0, /* when the data file is large beside what it holds */
+    SAMKV_COMPACT_OFF = 1,  /* only when asked to */
+};
+
 struct samkv_store_options {
-    const char *path;            /* directory, created when missing (mode 0700) */
-    uint64_t max_bytes;          /* hard limit of the data file; 0: what the file system has */
-    enum samkv_codec codec;      /* of new blocks */
-    int zstd_level;              /* 0: 1 */
+    const char *path;   /* directory, created when missing (mode 0700) */
+    uint64_t max_bytes; /* hard limit of the data file, and of what the disk gives for both while it is compacted; 0:
+                           what the file system has */
+    enum samkv_codec codec; /* of new blocks */
+    int zstd_level;         /* 0: 1 */
+    enum samkv_compact compact;
     bool read_only;              /* verify and show beside a running daemon */
     bool evict;                  /* at max_bytes, or on a full disk: documents go, rather than that a write is FULL */
     bool quota_refuses;          /* at a quota: FULL, rather than that others of the collection go */
@@ -55,6 +62,7 @@ struct samkv_store_options {
 
     /* Memory for decoded blocks and index records, a hard limit; 0: none are kept. */
     uint64_t host_cache_bytes;
+    bool direct; /* read blocks that are not in the page cache past it, where the file system can */
 };
 
 /*
@@ -163,18 +171,23 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct sam
 /*
  * Decodes block `block` into 2 * layers pieces: dst[2*l] gets layer l's K (before RoPE), dst[2*l+1] its V, each
  * (tokens of the block, kv_heads, head_dim) contiguous in the manifest's dtype. All reading functions may run on
- * several threads at once with the same snapshot: only the look-up is serialised, decoding is not, and goes straight
- * from the map. CORRUPT when the record is damaged or missing; dst may then be half written. What the store has in
- * memory (host_cache.h) is copied from there.
+ * several threads at once with the same snapshot: only the look-up is serialised, reading the file and decoding are
+ * not. CORRUPT when the record is damaged, missing or unreadable (a bad sector); dst may then be half written. What the
+ * store has in memory (host_cache.h) is copied from there.
  */
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
 
 /* Calls back for every name of a collection that has not expired, in order of id, from the first one > after ("" for
- * all), until fn returns false. */
+ * all), until fn returns false. Names whose records are damaged are left out. */
 enum samkv_status samkv_snapshot_each_name(struct samkv_snapshot *, const char *collection, const char *after,
                                            bool (*fn)(void *arg, const struct samkv_name *), void *arg,
                                            struct samkv_error *) SAMKV_MUST_USE;
+
+/* Calls back for those: the key (collection, NUL, id), as far as it can be believed. Any collection's. */
+enum samkv_status samkv_snapshot_each_damaged_name(struct samkv_snapshot *,
+                                                   bool (*fn)(void *arg, const void *key, size_t bytes), void *arg,
+                                                   struct samkv_error *err) SAMKV_MUST_USE;
 enum samkv_status samkv_snapshot_each_collection(struct samkv_snapshot *,
                                                  bool (*fn)(void *arg, const struct samkv_collection *), void *arg,
                                                  struct samkv_error *) SAMKV_MUST_USE;
@@ -222,6 +235,10 @@ enum samkv_status samkv_store_name_put(struct samkv_store *, const char *collect
 /* Removes the name, and the document with its last name. NOT_FOUND without text when there is none. */
 enum samkv_status samkv_store_name_remove(struct samkv_store *, const char *collection, const char *id,
                                           struct samkv_error *) SAMKV_MUST_USE;
+
+/* Removes names whose records are damaged: where they led cannot be known. Their documents stay. */
+enum samkv_status samkv_store_damaged_names_remove(struct samkv_store *, uint64_t *removed,
+                                                   struct samkv_error *) SAMKV_MUST_USE;
 
 /* Replaces one damaged block or index record of a visible document (after recomputing it). */
 enum samkv_status samkv_store_block_rewrite(struct samkv_store *, const struct samkv_manifest *, uint32_t block,
@@ -289,9 +306,26 @@ struct samkv_verify_report {
 enum samkv_status samkv_snapshot_verify(struct samkv_snapshot *, const struct samkv_key *,
                                         struct samkv_verify_report *report, struct samkv_error *) SAMKV_MUST_USE;
 
+struct samkv_compact_report {
+    uint64_t moved_bytes, total_bytes; /* so far, and about how many there are */
+};
+
+/*
+ * Moves the store to a new data file of just its size, while it is read and written; returns when the old one is gone,
+ * for which snapshots that were there before must have ended. progress (may be NULL) is called a few times a second;
+ * false stops the waiting, not the compaction: CANCELLED. FULL: the limit or the disk leaves no room to begin.
+ */
+enum samkv_status samkv_store_compact(struct samkv_store *,
+                                      bool (*progress)(void *arg, const struct samkv_compact_report *), void *arg,
+                                      struct samkv_error *) SAMKV_MUST_USE;
+
 struct samkv_store_stats {
     uint64_t collections, names, documents;
     uint64_t bytes_file, bytes_used, bytes_limit; /* data file, pages in use, limit */
+    uint64_t bytes_allocated;                     /* of the data file: what the disk has given for it */
+    uint64_t bytes_free;                          /* of pages that wait to be used again */
+    uint64_t bytes_punched, bytes_moved;          /* given back to the disk, written by compaction; since the start */
+    uint64_t compactions;                         /* that have come to their end since the start */
     uint64_t bytes_raw, bytes_stored;             /* over all documents */
     uint64_t readers, commits;
     uint64_t bytes_reclaimable; /* pages of the data file that hold nothing */

@@ -105,6 +105,23 @@ class CommandLine(unittest.TestCase):
         self.refuse(SOME_FAILED, "fetch", "--docs", "a,b", "--collection", "life", "--query-tokens", "5")
         self.assertEqual(self.daemon.json("verify")["damaged"], 0)
 
+    def test_compacting_makes_the_data_file_as_small_as_what_it_holds(self):
+        documents = {f"d{i}": cases.tokens(self.rng, 700) for i in range(12)}
+        self.assertEqual(self.ingest("space", documents)["failed"], 0)
+        asked = ("fetch", "--docs", "d0", "--collection", "space", "--query-tokens", "5,6")
+        before = self.daemon.json(*asked)["keep"]
+        self.daemon.json("rm", *[f"d{i}" for i in range(1, 12)], "--collection", "space")
+        said = self.daemon.json("compact")
+        self.assertLess(said["bytes_file"], said["bytes_file_before"])
+        self.assertLessEqual(said["bytes_file"], said["bytes_used"] * 1.3 + (1 << 20))
+        self.assertLessEqual(said["bytes_allocated"], said["bytes_used"] * 1.3 + (1 << 20))
+        self.assertEqual(self.daemon.json(*asked)["keep"], before)
+        self.assertEqual(self.daemon.json("verify")["damaged"], 0)
+        self.assertIn("in use", self.daemon.ctl("compact").stdout)
+        self.refuse(WRONG_USAGE, "compact", "now")
+        counters = self.daemon.json("status")["counters"]
+        self.assertGreaterEqual(counters["store_compactions"], 2)
+
     def test_the_same_text_is_stored_once(self):
         same = cases.tokens(self.rng, 500)
         self.ingest("twice", {"one": same})

@@ -88,10 +88,11 @@ static void age_store(void)
 static uint8_t schema_on_disk(struct samkv_store *s)
 {
     struct samkv_snapshot *sn;
-    struct samkv_bytes value;
+    struct samkv_held held = {0};
     FIXTURE_OK(samkv_snapshot_begin(s, &sn, &err));
-    FIXTURE_OK(samkv_snapshot_get(sn, SAMKV_DB_META, (struct samkv_bytes){"schema", 6}, &value, &err));
-    uint8_t schema = ((const uint8_t *)value.data)[SAMKV_RECORD_HEADER_BYTES];
+    FIXTURE_OK(samkv_snapshot_get(sn, SAMKV_DB_META, (struct samkv_bytes){"schema", 6}, &held, &err));
+    uint8_t schema = ((const uint8_t *)held.bytes.data)[SAMKV_RECORD_HEADER_BYTES];
+    samkv_held_release(s, &held);
     samkv_snapshot_end(sn);
     return schema;
 }
