@@ -231,6 +231,7 @@ enum samkv_status samkv_handle_verify(struct samkv_request *r, const ProtobufCMe
     enum samkv_status st = walk(&job, m->collection, err);
     if (st == SAMKV_OK)
         st = check_all(&job, m->repair, err);
+    samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_REPAIRED, job.reply.repaired);
     if (st == SAMKV_OK)
         st = samkv_request_reply(r, &job.reply.base, NULL, reply, err);
     for (size_t i = 0; i < job.reply.n_damaged_ids; i++)

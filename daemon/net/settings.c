@@ -53,6 +53,8 @@ static const struct samkv_option table[] = {
      .help = "GPU memory for caches that clients map; 0: a quarter, likewise", .default_text = "0"},
     {.name = "codec", .env = "SAMKV_CODEC", .argument = "CODEC", .kind = SAMKV_OPTION_CHOICE, AT(codec),
      .choices = codecs, .help = "of stored blocks: raw or zstd (lossless)", .default_text = "zstd"},
+    {.name = "metrics", .env = "SAMKV_METRICS", .argument = "ADDRESS", .kind = SAMKV_OPTION_TEXT, AT(metrics),
+     .help = "metrics for Prometheus on 127.0.0.1:PORT or a Unix socket's path; off unless given"},
     {.name = "log-level", .env = "SAMKV_LOG_LEVEL", .argument = "LEVEL", .kind = SAMKV_OPTION_CHOICE, AT(log_level),
      .choices = levels, .help = "error, warning, info or debug", .default_text = "info", .reloads = true},
     {.name = "check-config", .kind = SAMKV_OPTION_FLAG, AT(check_config),

@@ -154,6 +154,8 @@ static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_d
     samkv_snapshot_will_need(snapshot, value);
     st = samkv_record_decode(value, kind, key, layout, &snapshot->store->scratch, dst);
     if (st == SAMKV_CORRUPT)
+        atomic_fetch_add(&snapshot->store->damaged, 1);
+    if (st == SAMKV_CORRUPT)
         return samkv_fail(err, st, "%s of a document is damaged on disk: run verify, then ingest it again", what);
     return st == SAMKV_OK ? st : samkv_fail(err, st, "out of memory while reading %s", what);
 }
