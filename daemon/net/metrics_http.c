@@ -31,7 +31,9 @@ static bool parse_address(const char *text, struct sockaddr_storage *out, sockle
 {
     char host[64] = "127.0.0.1", *end;
     const char *colon = strrchr(text, ':'), *port = colon ? colon + 1 : text;
-    if (colon && (size_t)(colon - text) < sizeof host) {
+    if (colon && (size_t)(colon - text) >= sizeof host)
+        return false;
+    if (colon) {
         bool brackets = text[0] == '[' && colon > text + 2 && colon[-1] == ']';
         size_t length = (size_t)(colon - text) - 2 * brackets;
         memcpy(host, text + brackets, length);
