@@ -98,7 +98,7 @@ static void draw(const struct top *top)
     int rows = ctl_terminal_rows(stdout);
     fputs("\033[H", out);
     /* The last row stays empty: a line feed there would scroll. */
-    top_draw(top, out, ctl_terminal_columns(stdout), rows - 1, "\033[K\r\n");
+    top_draw(top, out, ctl_terminal_columns(stdout), rows - 1, "\033[K\n");
     fputs("\033[J", out);
     if (fclose(out) == 0)
         write_all(text, bytes);

@@ -59,6 +59,29 @@ static bool parse_address(const char *text, struct sockaddr_storage *out, sockle
     return true;
 }
 
+static enum samkv_status fail_address(const char *address, struct samkv_error *err)
+{
+    return samkv_fail(err, SAMKV_INVALID,
+                      "--metrics: '%.100s' is neither 127.0.0.1:PORT, [::1]:PORT nor the path of a socket; nobody from "
+                      "another machine is served, since nobody is asked who he is",
+                      address);
+}
+
+static enum samkv_status fail_unbuilt(struct samkv_error *err)
+{
+    return samkv_fail(err, SAMKV_UNSUPPORTED,
+                      "--metrics: this samkvd was built without libmicrohttpd; build it again with that");
+}
+
+enum samkv_status samkv_metrics_address_check(const char *address, struct samkv_error *err)
+{
+    struct sockaddr_storage at;
+    socklen_t size;
+    if (!samkv_metrics_http_is_built())
+        return fail_unbuilt(err);
+    return strchr(address, '/') || parse_address(address, &at, &size) ? SAMKV_OK : fail_address(address, err);
+}
+
 enum samkv_status samkv_metrics_listen(const char *address, struct samkv_listener *out, struct samkv_error *err)
 {
     struct sockaddr_storage at;
@@ -68,10 +91,7 @@ enum samkv_status samkv_metrics_listen(const char *address, struct samkv_listene
     if (strchr(address, '/'))
         return samkv_listen_path(address, out, err);
     if (!parse_address(address, &at, &size))
-        return samkv_fail(err, SAMKV_INVALID,
-                          "--metrics: '%.100s' is neither 127.0.0.1:PORT, [::1]:PORT nor the path of a socket; nobody "
-                          "from another machine is served, since nobody is asked who he is",
-                          address);
+        return fail_address(address, err);
     int fd = socket(at.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) != 0 ||
         bind(fd, (const struct sockaddr *)&at, size) != 0 || listen(fd, BACKLOG) != 0) {
@@ -95,10 +115,9 @@ enum samkv_status samkv_metrics_http_start(struct samkv_service *service, const 
                                            struct samkv_metrics_http **out, struct samkv_error *err)
 {
     (void)service;
+    (void)address;
     *out = NULL;
-    return samkv_fail(err, SAMKV_UNSUPPORTED,
-                      "--metrics %.100s: this samkvd was built without libmicrohttpd; build it again with that",
-                      address);
+    return fail_unbuilt(err);
 }
 
 void samkv_metrics_http_stop(struct samkv_metrics_http *http)
@@ -205,11 +224,8 @@ static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, 
 {
     (void)version;
     (void)upload;
+    (void)upload_bytes; /* answered before any of it is read */
     (void)state;
-    if (*upload_bytes) { /* nobody wants it */
-        *upload_bytes = 0;
-        return MHD_YES;
-    }
     if (strcmp(method, MHD_HTTP_METHOD_GET) != 0 && strcmp(method, MHD_HTTP_METHOD_HEAD) != 0)
         return say(connection, MHD_HTTP_METHOD_NOT_ALLOWED, "GET only\n");
     if (strcmp(url, "/metrics") == 0)

@@ -22,6 +22,9 @@ enum samkv_status samkv_metrics_http_start(struct samkv_service *, const char *a
                                            struct samkv_error *) SAMKV_MUST_USE;
 void samkv_metrics_http_stop(struct samkv_metrics_http *);
 
+/* INVALID as above, and UNSUPPORTED; looks at the text only. */
+enum samkv_status samkv_metrics_address_check(const char *address, struct samkv_error *) SAMKV_MUST_USE;
+
 /* What start listens on. */
 enum samkv_status samkv_metrics_listen(const char *address, struct samkv_listener *out,
                                        struct samkv_error *) SAMKV_MUST_USE;

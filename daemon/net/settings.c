@@ -9,6 +9,7 @@
 #include "proto/tensor.h"
 #include "daemon/base/machine.h"
 #include "daemon/store/host_cache.h"
+#include "daemon/net/metrics_http.h"
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
 static const char *const codecs[] = {"raw", "zstd", NULL};                       /* by enum samkv_codec */
@@ -120,7 +121,7 @@ static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err
         long wanted = 2 * sysconf(_SC_NPROCESSORS_ONLN);
         s->workers = wanted < 8 ? 8 : wanted > 64 ? 64 : wanted;
     }
-    return SAMKV_OK;
+    return s->metrics ? samkv_metrics_address_check(s->metrics, err) : SAMKV_OK;
 }
 
 /* How the file is read: to its first mistake, or to its end. */

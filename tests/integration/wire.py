@@ -3,6 +3,7 @@ import socket
 import struct
 
 HELLO, PING, INGEST, FETCH, ASK, LIST, SHOW, REMOVE, STATUS, VERIFY, CONFIGURE, PIN, GC, EXPORT, IMPORT = range(1, 16)
+TRACE = 17
 REPLY, ERROR, MORE, FD = 1, 2, 4, 8
 MAX_FRAME_BYTES = 64 << 20
 HEADER = struct.Struct("<IHHQ")
