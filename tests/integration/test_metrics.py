@@ -234,6 +234,7 @@ class Endpoint(Case):
                     seen.add(ask(daemon.metrics_path, "/healthz")[0::2])
                 except OSError:
                     break
+            self.assertEqual(daemon.process.wait(DEADLINE_S), 0)
             self.assertIn((503, "stopping\n"), seen)
 
 
