@@ -289,3 +289,19 @@ enum samkv_status samkv_client_status(struct samkv_client *client, struct samkv_
     enum samkv_status status = samkv_client_submit_status(client, &request, err);
     return status ? status : wait_for(client, request, reply, err);
 }
+
+enum samkv_status samkv_client_status_quick(struct samkv_client *client, uint32_t max_age_ms, struct samkv_reply *reply,
+                                            struct samkv_error *err)
+{
+    uint64_t request;
+    enum samkv_status status = samkv_client_submit_status_quick(client, max_age_ms, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_trace(struct samkv_client *client, uint64_t id, uint32_t limit,
+                                     struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    enum samkv_status status = samkv_client_submit_trace(client, id, limit, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}

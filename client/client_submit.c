@@ -231,6 +231,24 @@ enum samkv_status samkv_client_submit_status(struct samkv_client *client, uint64
     return samkv_client_submit(client, SAMKV_OPERATION_STATUS, &message.base, request, err);
 }
 
+enum samkv_status samkv_client_submit_status_quick(struct samkv_client *client, uint32_t max_age_ms, uint64_t *request,
+                                                   struct samkv_error *err)
+{
+    Samkv__StatusRequest message = SAMKV__STATUS_REQUEST__INIT;
+    message.max_age_ms = max_age_ms;
+    message.histograms = true;
+    return samkv_client_submit(client, SAMKV_OPERATION_STATUS, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_trace(struct samkv_client *client, uint64_t id, uint32_t limit, uint64_t *request,
+                                            struct samkv_error *err)
+{
+    Samkv__TraceRequest message = SAMKV__TRACE_REQUEST__INIT;
+    message.id = id;
+    message.limit = limit;
+    return samkv_client_submit(client, SAMKV_OPERATION_TRACE, &message.base, request, err);
+}
+
 enum samkv_status samkv_client_submit_verify(struct samkv_client *client, const char *collection, bool repair,
                                              uint64_t *request, struct samkv_error *err)
 {

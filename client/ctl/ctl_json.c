@@ -121,6 +121,7 @@ void ctl_json_figures(json_t *o, const struct samkv_figures *f)
     json_object_set_new(o, "bytes_stored", whole(f->bytes_stored));
     json_object_set_new(o, "backend", ctl_json_text(f->backend));
     json_object_set_new(o, "timing_ms", timing(&f->timing_ms));
+    json_object_set_new(o, "request", whole(f->request));
 }
 
 int ctl_json_print(json_t *object)

@@ -199,6 +199,7 @@ struct samkv_figures {
     bool anchors_exceed_budget; /* the anchors alone are more than the ratio allows */
     const char *backend;
     struct samkv_timing timing_ms;
+    uint64_t request; /* the daemon's number of this request, in its log and for samkv_client_trace; 0: it has none */
 };
 
 /*
@@ -292,6 +293,15 @@ struct samkv_model_info {
     uint64_t weight_bytes;
 };
 
+/* How often a value fell between bounds: counts[i] above bounds[i - 1] and at most bounds[i]. */
+struct samkv_histogram_info {
+    const char *name, *phase; /* "fetch_phase_seconds", "read"; phase may be "" */
+    const double *bounds;     /* [bound_count] */
+    const uint64_t *counts;   /* [bound_count + 1] */
+    size_t bound_count;
+    double sum;
+};
+
 struct samkv_counter {
     const char *name;
     double value;
@@ -314,12 +324,14 @@ enum samkv_operation {
     SAMKV_OPERATION_EXPORT = 14,
     SAMKV_OPERATION_IMPORT = 15,
     SAMKV_OPERATION_COMPACT = 16,
+    SAMKV_OPERATION_TRACE = 17,
 };
 
 struct samkv_ingest_answer {
     const struct samkv_ingested_document *documents; /* more than one when it was split */
     size_t count;
     double prefill_ms; /* device time */
+    uint64_t request;  /* as in struct samkv_figures */
 };
 
 struct samkv_ask_answer {
@@ -367,6 +379,8 @@ struct samkv_status_answer {
     uint64_t evictions, evicted_bytes, expirations;      /* since the daemon's start */
     const struct samkv_collection_info *collection_list; /* by name, the first hundred; `documents` counts ids */
     size_t collection_count;
+    const struct samkv_histogram_info *histograms; /* samkv_client_status_quick only */
+    size_t histogram_count;
 };
 
 struct samkv_configure_answer {
@@ -384,6 +398,38 @@ struct samkv_gc_answer {
     uint64_t names_expired, names_orphaned; /* orphaned: of collections that are gone */
     uint64_t documents_unreferenced, documents_unfinished;
     uint64_t bytes_freed;
+};
+
+struct samkv_span_info {
+    const char *phase;
+    double start_ms, ms; /* since the daemon took the request; spans may overlap */
+};
+
+/* What became of one request. */
+struct samkv_traced_request {
+    uint64_t id, client_id; /* the daemon's number, and that of the client */
+    const char *type;       /* "FETCH" */
+    const char *agent;
+    uint32_t pid, uid, gid;
+    int64_t accepted_unix_ms;
+    const char *collection;
+    const char *const *documents; /* the first few */
+    size_t documents_named, document_count;
+    bool running; /* it goes on: ms is to now, and what is below is not known yet */
+    double ms;
+    enum samkv_status status;
+    const char *error;                   /* "" when there was none */
+    const struct samkv_span_info *spans; /* by start */
+    size_t span_count;
+    uint64_t request_bytes, reply_bytes; /* over the socket */
+    uint64_t cache_bytes;                /* of the memory that was handed out */
+    uint64_t read_bytes;                 /* of the store */
+    uint64_t tokens, kept_tokens;
+};
+
+struct samkv_trace_answer {
+    const struct samkv_traced_request *requests; /* those that run, then the last ones, newest first */
+    size_t count;
 };
 
 struct samkv_verify_answer {
@@ -431,6 +477,7 @@ struct samkv_reply {
         struct samkv_pin_answer pin;
         struct samkv_gc_answer gc;
         struct samkv_compact_answer compact;
+        struct samkv_trace_answer trace;
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;
@@ -500,6 +547,17 @@ SAMKV_API enum samkv_status samkv_client_gc(struct samkv_client *,
                                             struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_status(struct samkv_client *, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
+
+/* For whoever looks often: what is stored may be added up max_age_ms ago; with histograms. */
+SAMKV_API enum samkv_status samkv_client_status_quick(struct samkv_client *, uint32_t max_age_ms,
+                                                      struct samkv_reply *reply,
+                                                      struct samkv_error *err) SAMKV_MUST_USE;
+
+/* What became of the request with this number of the daemon's, NOT_FOUND when it is among the last ones no more; id 0:
+ * of at most `limit` (0: all that the daemon remembers). Only of this user's own, unless that is root or the daemon's.
+ */
+SAMKV_API enum samkv_status samkv_client_trace(struct samkv_client *, uint64_t id, uint32_t limit,
+                                               struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
 
 /* collection NULL or "": all of them. on_progress as on_text above. Damage found is OK: see the answer. */
 SAMKV_API enum samkv_status samkv_client_verify(struct samkv_client *, const char *collection, bool repair,
@@ -598,6 +656,10 @@ SAMKV_API enum samkv_status samkv_client_submit_export(struct samkv_client *, co
 SAMKV_API enum samkv_status samkv_client_submit_import(struct samkv_client *, const struct samkv_import_options *,
                                                        int fd, uint64_t *request,
                                                        struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_status_quick(struct samkv_client *, uint32_t max_age_ms,
+                                                             uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_trace(struct samkv_client *, uint64_t id, uint32_t limit,
+                                                      uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
 
 SAMKV_API enum samkv_status samkv_client_submit_compact(struct samkv_client *, uint64_t *request,
                                                         struct samkv_error *err) SAMKV_MUST_USE;

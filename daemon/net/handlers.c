@@ -32,6 +32,7 @@ static const struct samkv_handler handlers[] = {
     {SAMKV_TYPE_PIN, SAMKV_METRIC_PINS, SAMKV_URGENT, &samkv__pin_request__descriptor, samkv_check_pin,
      samkv_handle_pin},
     {SAMKV_TYPE_GC, SAMKV_METRIC_GCS, SAMKV_RELAXED, &samkv__gc_request__descriptor, NULL, samkv_handle_gc},
+    {SAMKV_TYPE_TRACE, SAMKV_METRIC_TRACES, SAMKV_URGENT, &samkv__trace_request__descriptor, NULL, samkv_handle_trace},
 };
 
 const struct samkv_handler *samkv_handler_find(uint16_t type)

@@ -10,7 +10,7 @@
 enum samkv_when_full { SAMKV_WHEN_FULL_AUTO, SAMKV_WHEN_FULL_EVICT, SAMKV_WHEN_FULL_REFUSE };
 
 struct samkv_settings {
-    char *config, *store, *socket, *device, *salvage;
+    char *config, *store, *socket, *metrics, *device, *salvage;
     struct samkv_list models; /* "NAME=PATH" or "PATH" */
     int dtype;                /* enum samkv_dtype, or -1: as the device has it; from: */
     int dtype_choice;

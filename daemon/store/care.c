@@ -44,6 +44,7 @@ static enum samkv_status verify_part(struct samkv_snapshot *snapshot, enum samkv
     samkv_held_release(snapshot->store, &held);
     if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT) {
         report->damaged++;
+        atomic_fetch_add(&snapshot->store->damaged, 1);
         st = SAMKV_OK;
     }
     return st;
@@ -200,7 +201,8 @@ static void add_files(const struct samkv_snapshot *snapshot, struct samkv_store_
 
 enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
 {
-    *out = (struct samkv_store_stats){.bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits)};
+    *out = (struct samkv_store_stats){
+        .bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits), .damaged = atomic_load(&s->damaged)};
     out->readers = atomic_load(&s->snapshots);
     out->bytes_punched = atomic_load(&s->bytes_punched);
     out->bytes_moved = atomic_load(&s->bytes_moved);

@@ -109,6 +109,7 @@ struct samkv_store {
     atomic_int_fast64_t expire_next_s;        /* when to look for expired names again; INT64_MAX: no TTL is set */
     double evictions_told_ms, usage_saved_ms; /* the writer thread's */
     struct samkv_reading reading;
+    atomic_uint_fast64_t damaged; /* records that reading found to be so */
 };
 
 /* The one translation of LMDB's codes (and errno values that it passes on); what: "reading", "writing a block" .... */

@@ -310,6 +310,8 @@ static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_d
             atomic_fetch_add_explicit(&snapshot->bytes_read, held.bytes.size, memory_order_relaxed);
         st = samkv_record_decode(held.bytes, kind, key, layout, &s->scratch, dst);
         if (st == SAMKV_CORRUPT)
+            atomic_fetch_add(&s->damaged, 1);
+        if (st == SAMKV_CORRUPT)
             samkv_fail(err, st, "%s of a document is damaged on disk: run verify, then ingest it again", what);
         else if (st != SAMKV_OK)
             samkv_fail(err, st, "out of memory while reading %s", what);

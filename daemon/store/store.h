@@ -332,6 +332,7 @@ struct samkv_store_stats {
     uint64_t bytes_disk_free;
     uint64_t oldest_reader_s;                       /* how long the oldest snapshot of this process has been open */
     uint64_t evictions, evicted_bytes, expirations; /* since the store was opened */
+    uint64_t damaged; /* times that reading met a damaged record since the store was opened */
 };
 
 enum samkv_status samkv_store_stats(struct samkv_store *, struct samkv_store_stats *out,
