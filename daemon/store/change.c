@@ -41,7 +41,7 @@ static enum samkv_status check_old(struct samkv_change *c, enum samkv_db db, str
         return broke(c, err, rc, "looking up a record");
     c->broken = true;
     return samkv_fail(err, SAMKV_CORRUPT,
-                      "a page of %s/data.mdb is damaged: run verify, and restore the store or start "
+                      "a page of the data file in %s is damaged: run verify, and restore the store or start "
                       "a new one",
                       c->store->path);
 }

@@ -4,7 +4,6 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
-#include "daemon/store/guard.h"
 #include "daemon/store/snapshot.h"
 
 #define FREE_DBI 0 /* LMDB's own: transaction → pages that it freed */

@@ -20,10 +20,11 @@ struct step {
 
 static enum samkv_status lost_page(struct samkv_store *s, struct samkv_error *err)
 {
-    return samkv_fail(err, SAMKV_IO,
-                      "a page of %s/data.mdb could not be read while writing: nothing more is written until the daemon "
-                      "is restarted; check the disk",
-                      s->path);
+    return samkv_fail(
+        err, SAMKV_IO,
+        "a page of the data file in %s could not be read while writing: nothing more is written until the daemon "
+        "is restarted; check the disk",
+        s->path);
 }
 
 /* LMDB reads in the maps of both environments while records are moved. */
