@@ -87,6 +87,20 @@ struct commit_job {
     const struct samkv_name *as; /* whose time and pin the name gets; NULL: those of a new one */
 };
 
+/* Whether the name that the document is to get leads to it already. */
+static bool name_dangles(struct samkv_change *c, const struct commit_job *commit)
+{
+    uint8_t buffer[SAMKV_NAME_KEY_MAX];
+    struct samkv_name name;
+    struct samkv_bytes value;
+    if (!commit->collection)
+        return false;
+    struct samkv_bytes key = samkv_name_key(commit->collection, commit->id, buffer);
+    return samkv_db_get(c->store, c->txn, SAMKV_DB_NAME, key, &value, NULL) == SAMKV_OK &&
+           samkv_name_open(value, key, false, &name) == SAMKV_OK &&
+           memcmp(&name.key, &commit->writer->manifest.key, sizeof name.key) == 0;
+}
+
 static enum samkv_status apply_commit(struct samkv_change *c, struct samkv_job *job, struct samkv_error *err)
 {
     struct commit_job *commit = (struct commit_job *)job;
@@ -94,12 +108,12 @@ static enum samkv_status apply_commit(struct samkv_change *c, struct samkv_job *
     enum samkv_status st = writer_failure(w, err);
     if (st != SAMKV_OK)
         return st;
-    /* A record that is there was damaged: names may still refer to it, its count is lost. */
+    /* A record that is there was damaged, or it is gone and the name is not: names refer to it, their count is lost. */
     struct samkv_document d = {0}, old;
     st = samkv_change_get_document(c, &w->manifest.key, &old, NULL);
     if (st == SAMKV_OK)
         d.references = old.references;
-    else if (st == SAMKV_CORRUPT)
+    else if (st == SAMKV_CORRUPT || (st == SAMKV_NOT_FOUND && name_dangles(c, commit)))
         st = samkv_change_count_references(c, &w->manifest.key, &d.references, err);
     if (st != SAMKV_OK && st != SAMKV_NOT_FOUND)
         return st;

@@ -350,8 +350,12 @@ static enum outcome run_case(void)
     list_is_right(s, &o, false, false);
     read_and_mend(s, &o);
     uint64_t removed; /* as verify --repair does */
-    if (samkv_store_damaged_names_remove(s, &removed, NULL) != SAMKV_OK)
+    struct samkv_error err = {0};
+    st = samkv_store_damaged_names_remove(s, &removed, &err);
+    if (st != SAMKV_OK) {
+        fprintf(stderr, "damaged names: %s: %s\n", samkv_status_name(st), err.text);
         worst(&o, STUCK);
+    }
     list_is_right(s, &o, true, false);
     samkv_store_close(s);
     s = open_store(dir.path, &st);
@@ -360,9 +364,13 @@ static enum outcome run_case(void)
             fprintf(stderr, "open again: %s\n", samkv_status_name(st));
         return STUCK;
     }
-    for (uint32_t i = 0; i < DOCUMENTS + ALIASES; i++)
-        if (check(s, i, &o) != SAMKV_OK)
+    for (uint32_t i = 0; i < DOCUMENTS + ALIASES; i++) {
+        st = check(s, i, &o);
+        if (st != SAMKV_OK) {
+            fprintf(stderr, "name %u after a restart: %s\n", i, samkv_status_name(st));
             worst(&o, STUCK);
+        }
+    }
     samkv_store_close(s);
     return o;
 }

@@ -495,6 +495,34 @@ const char *__lsan_default_suppressions(void)
     return "leak:samkv_guard_run\n";
 }
 
+/* A flipped bit in its key: the name stays, and the document comes back under it to stay. */
+START_TEST(a_document_that_is_gone_under_its_name_comes_back_for_good)
+{
+    MDB_env *env;
+    MDB_txn *txn;
+    MDB_dbi dbi;
+    MDB_val k = {SAMKV_KEY_BYTES, documents[1].m.key.bytes};
+    struct samkv_store *s;
+    put_file(healthy, healthy_bytes);
+    ck_assert_int_eq(mdb_env_create(&env), 0);
+    mdb_env_set_maxdbs(env, 10);
+    ck_assert_int_eq(mdb_env_open(env, dir.path, 0, 0600), 0);
+    ck_assert_int_eq(mdb_txn_begin(env, NULL, 0, &txn), 0);
+    ck_assert_int_eq(mdb_dbi_open(txn, "document", 0, &dbi), 0);
+    ck_assert_int_eq(mdb_del(txn, dbi, &k, NULL), 0);
+    ck_assert_int_eq(mdb_txn_commit(txn), 0);
+    mdb_env_close(env);
+    ck_assert_int_eq(try_open(&s), SAMKV_OK);
+    FIXTURE_OK(fixture_ingest(s, &documents[1], "two", &err));
+    samkv_store_close(s);
+    ck_assert_int_eq(try_open(&s), SAMKV_OK);
+    ck_assert_int_eq(fixture_check_name(s, "two", &documents[1]), SAMKV_OK);
+    FIXTURE_OK(samkv_store_name_remove(s, "c", "two", &err));
+    ck_assert_uint_eq(fixture_stats(s).documents, DOCUMENTS - 1);
+    samkv_store_close(s);
+}
+END_TEST
+
 /* On a disk's file system, where there is O_DIRECT; elsewhere the store falls back, with the same result. */
 START_TEST(reading_past_the_page_cache_gives_the_same)
 {
@@ -539,6 +567,7 @@ int main(void)
     tcase_add_loop_test(tc, a_record_whose_first_page_is_garbage_can_be_rewritten_and_removed, 0, 4);
     tcase_add_test(tc, a_file_cut_short_under_the_writer_fails_its_writes_only);
     tcase_add_test(tc, a_file_cut_short_under_a_reader_fails_its_requests_only);
+    tcase_add_test(tc, a_document_that_is_gone_under_its_name_comes_back_for_good);
     tcase_add_test(tc, reading_past_the_page_cache_gives_the_same);
     tcase_add_test(tc, a_broken_lock_file_does_not_matter);
     tcase_set_timeout(tc, 120);
