@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/store/fields.h"
+#include "daemon/store/lossless.h"
 #include "daemon/store/planes.h"
 
 #define PLANE_RAW        0x80000000u
@@ -54,7 +55,7 @@ static enum samkv_status encode_planes(int level, const struct samkv_layout *l, 
                                        struct samkv_scratch *s, uint8_t *out, size_t *used)
 {
     size_t element = samkv_dtype_bytes(l->dtype), total = samkv_layout_bytes(l), plane_bytes = total / element;
-    uint8_t *buffer = samkv_scratch_buffer(s, total);
+    uint8_t *buffer = samkv_scratch_buffer(s, 0, total);
     if (!buffer)
         return SAMKV_NO_MEMORY;
     size_t each = l->bytes / element;
@@ -89,6 +90,8 @@ enum samkv_status samkv_codec_encode(enum samkv_codec codec, int zstd_level, con
         return SAMKV_OK;
     case SAMKV_CODEC_ZSTD:
         return encode_planes(zstd_level ? zstd_level : 1, l, src, s, out, used);
+    case SAMKV_CODEC_RANS:
+        return samkv_lossless_encode(l, src, s, out, used);
     }
     return SAMKV_INVALID;
 }
@@ -99,7 +102,7 @@ static enum samkv_status locate_planes(const uint8_t *payload, size_t payload_by
 {
     if (payload_bytes < 4 * element)
         return SAMKV_CORRUPT;
-    uint8_t *buffer = samkv_scratch_buffer(s, element * plane_bytes);
+    uint8_t *buffer = samkv_scratch_buffer(s, 0, element * plane_bytes);
     if (!buffer)
         return SAMKV_NO_MEMORY;
     struct samkv_fields table;
@@ -141,6 +144,8 @@ enum samkv_status samkv_codec_decode(enum samkv_codec codec, const struct samkv_
             memcpy(dst[i], payload + i * l->bytes, l->bytes);
         return SAMKV_OK;
     }
+    if (codec == SAMKV_CODEC_RANS)
+        return samkv_lossless_decode(l, payload, payload_bytes, s, dst);
     if (codec != SAMKV_CODEC_ZSTD)
         return SAMKV_CORRUPT;
     const uint8_t *planes[4] = {0};

@@ -20,6 +20,7 @@ struct samkv_layout {
     enum samkv_dtype dtype;
     size_t count;
     size_t bytes;
+    size_t channels; /* of a token: a piece is (tokens, channels); 0: no such order is known */
 };
 
 /* Of all pieces. The caller has checked that the product fits. */

@@ -39,8 +39,9 @@ struct samkv_host_cache;
 enum samkv_codec {
     SAMKV_CODEC_RAW = 0,
     SAMKV_CODEC_ZSTD = 1, /* lossless: bytes split in planes, planes that gain nothing stay raw */
+    SAMKV_CODEC_RANS = 2, /* lossless: signs and exponents coded by what each channel did before */
 };
-#define SAMKV_CODEC_COUNT 2
+#define SAMKV_CODEC_COUNT 3
 
 enum samkv_compact {
     SAMKV_COMPACT_AUTO = 0, /* when the data file is large beside what it holds */
