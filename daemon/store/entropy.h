@@ -12,10 +12,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define SAMKV_ENTROPY_BITS     11
+#define SAMKV_ENTROPY_BITS     10
 #define SAMKV_ENTROPY_SYMBOLS  512
 #define SAMKV_ENTROPY_CONTEXTS 16
-#define SAMKV_ENTROPY_LANES    32
+#define SAMKV_ENTROPY_LANES    64
 #define SAMKV_ENTROPY_FLOOR    0x8000u
 #define SAMKV_ENTROPY_CEILING  0x80000000u
 

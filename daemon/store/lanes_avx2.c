@@ -12,6 +12,8 @@
 #pragma GCC push_options
 #pragma GCC target("avx2,fma,f16c,popcnt,bmi,bmi2")
 
+typedef __m256i lanes_vector;
+
 /* Which lane of eight goes, or comes from, where: a byte for each, to the front in their order. */
 static inline __m256i spread(uint64_t bytes)
 {
@@ -37,15 +39,14 @@ static inline __m128i narrow(__m256i v)
     return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
 }
 
-static inline void encode_step(uint32_t *state, const struct samkv_entropy_code *codes, const uint16_t *modelled,
-                               uint8_t **at)
+static inline __m256i encode_step(__m256i x, const struct samkv_entropy_code *codes, const uint16_t *modelled,
+                                  uint8_t **at)
 {
-    __m256i x = _mm256_loadu_si256((const __m256i *)state);
     __m256i index = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)modelled));
     __m256i reciprocal = _mm256_i32gather_epi32((const int *)&codes->reciprocal, index, 8);
     __m256i rest = _mm256_i32gather_epi32((const int *)&codes->rest, index, 8);
     __m256i frequency = _mm256_and_si256(_mm256_srli_epi32(rest, 12), _mm256_set1_epi32(0xfff));
-    __m256i fits = _mm256_cmpgt_epi32(frequency, _mm256_srli_epi32(x, 20));
+    __m256i fits = _mm256_cmpgt_epi32(frequency, _mm256_srli_epi32(x, 31 - SAMKV_ENTROPY_BITS));
     unsigned full = ~(unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(fits)) & 255;
     uint16_t words[8];
     __m256i front = spread(_pext_u64(0x0706050403020100u, lanes_of(full)));
@@ -56,15 +57,13 @@ static inline void encode_step(uint32_t *state, const struct samkv_entropy_code 
     x = _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, fits);
     __m256i q = _mm256_srlv_epi32(multiply_high(x, reciprocal), _mm256_srli_epi32(rest, 24));
     __m256i rise = _mm256_mullo_epi32(q, _mm256_sub_epi32(_mm256_set1_epi32(1 << SAMKV_ENTROPY_BITS), frequency));
-    x = _mm256_add_epi32(_mm256_add_epi32(x, _mm256_and_si256(rest, _mm256_set1_epi32(0xfff))), rise);
-    _mm256_storeu_si256((__m256i *)state, x);
+    return _mm256_add_epi32(_mm256_add_epi32(x, _mm256_and_si256(rest, _mm256_set1_epi32(0xfff))), rise);
 }
 
-static inline void decode_step(uint32_t *state, const uint32_t *slots, const uint8_t *context, uint16_t *symbols,
-                               const uint8_t **at)
+static inline __m256i decode_step(__m256i x, const uint32_t *slots, const uint8_t *context, uint16_t *symbols,
+                                  const uint8_t **at)
 {
     const __m256i mask = _mm256_set1_epi32((1 << SAMKV_ENTROPY_BITS) - 1);
-    __m256i x = _mm256_loadu_si256((const __m256i *)state);
     __m256i c = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)context)), SAMKV_ENTROPY_BITS);
     __m256i entry = _mm256_i32gather_epi32((const int *)slots, _mm256_or_si256(c, _mm256_and_si256(x, mask)), 4);
     _mm_storeu_si128((__m128i *)symbols, narrow(_mm256_srli_epi32(entry, 23)));
@@ -74,9 +73,8 @@ static inline void decode_step(uint32_t *state, const uint32_t *slots, const uin
     unsigned bits = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(empty));
     __m256i words = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)*at));
     words = _mm256_permutevar8x32_epi32(words, spread(_pdep_u64(0x0706050403020100u, lanes_of(bits))));
-    x = _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), words), empty);
     *at += 2 * _mm_popcnt_u32(bits);
-    _mm256_storeu_si256((__m256i *)state, x);
+    return _mm256_blendv_epi8(x, _mm256_or_si256(_mm256_slli_epi32(x, 16), words), empty);
 }
 
 #include "daemon/store/lanes_rows.h"

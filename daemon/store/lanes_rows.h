@@ -1,11 +1,12 @@
 /*
  * The loops of lanes.h, compiled once for each instruction set: include it once in a file that has defined
  *   LANES_TABLE, LANES_NAME
- *   LANES_STEP       how many lanes encode_step and decode_step take at once, a divisor of SAMKV_ENTROPY_LANES; and
- *   static void encode_step(uint32_t *state, const struct samkv_entropy_code *, const uint16_t *modelled, uint8_t **at)
- *   static void decode_step(uint32_t *state, const uint32_t *slots, const uint8_t *context, uint16_t *symbols,
- *                           const uint8_t **at); reads up to 2 * LANES_STEP bytes
- * or LANES_STEP 0 and neither of them.
+ *   LANES_STEP       how many lanes a lanes_vector of states has, a divisor of SAMKV_ENTROPY_LANES; and
+ *   static lanes_vector encode_step(lanes_vector, const struct samkv_entropy_code *, const uint16_t *modelled,
+ *                                   uint8_t **at)
+ *   static lanes_vector decode_step(lanes_vector, const uint32_t *slots, const uint8_t *context, uint16_t *symbols,
+ *                                   const uint8_t **at); reads up to 2 * LANES_STEP bytes
+ * or LANES_STEP 0 and none of them.
  */
 #include <string.h>
 
@@ -80,6 +81,12 @@ static void pack(const uint8_t *restrict seven, size_t count, uint8_t *restrict 
     memcpy(packed + 7 * run, seven + 8 * run, count - 8 * run);
 }
 
+/* `bit` where the highest bit is set: bytes have no vector shifts, but comparisons. */
+INLINE uint8_t top(uint8_t v, uint8_t bit)
+{
+    return (int8_t)v < 0 ? bit : 0;
+}
+
 static void unpack(const uint8_t *restrict packed, size_t count, uint8_t *restrict seven)
 {
     size_t run = count / 8;
@@ -88,8 +95,8 @@ static void unpack(const uint8_t *restrict packed, size_t count, uint8_t *restri
     uint8_t *restrict last = seven + 7 * run;
     const uint8_t *a = packed, *b = a + run, *c = b + run, *d = c + run, *e = d + run, *f = e + run, *g = f + run;
     for (size_t i = 0; i < run; i++)
-        last[i] = (uint8_t)((a[i] >> 7) | (b[i] >> 7) << 1 | (c[i] >> 7) << 2 | (d[i] >> 7) << 3 | (e[i] >> 7) << 4 |
-                            (f[i] >> 7) << 5 | (g[i] >> 7) << 6);
+        last[i] = (uint8_t)(top(a[i], 1) | top(b[i], 2) | top(c[i], 4) | top(d[i], 8) | top(e[i], 16) | top(f[i], 32) |
+                            top(g[i], 64));
     for (size_t i = 8 * run; i < count; i++)
         seven[i] = packed[i - run] & 127;
 }
@@ -174,7 +181,7 @@ static void model(const struct samkv_lanes_model *m, uint8_t start, size_t token
 INLINE uint32_t encode_one(uint32_t x, const struct samkv_entropy_code *code, uint8_t **at)
 {
     uint32_t f = code->rest >> 12 & 0xfff;
-    if (x >> 20 >= f) {
+    if (x >> (31 - SAMKV_ENTROPY_BITS) >= f) {
         store16(*at -= 2, (uint16_t)x);
         x >>= 16;
     }
@@ -182,23 +189,56 @@ INLINE uint32_t encode_one(uint32_t x, const struct samkv_entropy_code *code, ui
     return x + (code->rest & 0xfff) + q * ((1u << SAMKV_ENTROPY_BITS) - f);
 }
 
+#if LANES_STEP
+#define VECTORS (SAMKV_ENTROPY_LANES / LANES_STEP)
+
+INLINE void load_states(const uint32_t *state, lanes_vector *x)
+{
+#pragma GCC unroll 8
+    for (size_t v = 0; v < VECTORS; v++)
+        memcpy(&x[v], state + v * LANES_STEP, sizeof *x);
+}
+
+INLINE void store_states(uint32_t *state, const lanes_vector *x)
+{
+#pragma GCC unroll 8
+    for (size_t v = 0; v < VECTORS; v++)
+        memcpy(state + v * LANES_STEP, &x[v], sizeof *x);
+}
+
+/* The channels from 0 to `count`, a multiple of LANES_STEP, last first. */
+INLINE uint8_t *encode_vectors(struct samkv_lanes_writer *w, size_t count, const uint16_t *row, uint8_t *at)
+{
+    lanes_vector x[VECTORS];
+    load_states(w->state, x);
+    size_t whole = count - count % SAMKV_ENTROPY_LANES, c = count;
+#pragma GCC unroll 8
+    for (size_t v = VECTORS; v-- > 0;)
+        if (whole + v * LANES_STEP < count)
+            x[v] = encode_step(x[v], w->codes, row + (c -= LANES_STEP), &at);
+    for (; c > 0; c -= SAMKV_ENTROPY_LANES) {
+#pragma GCC unroll 8
+        for (size_t v = VECTORS; v-- > 0;)
+            x[v] = encode_step(x[v], w->codes, row + c - SAMKV_ENTROPY_LANES + v * LANES_STEP, &at);
+    }
+    store_states(w->state, x);
+    return at;
+}
+#endif
+
 static void encode(struct samkv_lanes_writer *w, size_t tokens, size_t channels, const uint16_t *modelled)
 {
     uint8_t *at = w->at;
+    size_t vectors = 0;
+#if LANES_STEP
+    vectors = channels - channels % LANES_STEP;
+#endif
     for (size_t t = tokens; t-- > 0;) {
         const uint16_t *row = modelled + t * channels;
-        size_t c = channels;
+        for (size_t c = channels; c-- > vectors;)
+            w->state[c % SAMKV_ENTROPY_LANES] = encode_one(w->state[c % SAMKV_ENTROPY_LANES], &w->codes[row[c]], &at);
 #if LANES_STEP
-        size_t whole = channels - channels % LANES_STEP;
-#else
-        size_t whole = 0;
-#endif
-        while (c-- > whole)
-            w->state[c % SAMKV_ENTROPY_LANES] =
-                encode_one(w->state[c % SAMKV_ENTROPY_LANES], &w->codes[row[c]], &at);
-#if LANES_STEP
-        for (c = whole; c > 0; c -= LANES_STEP)
-            encode_step(w->state + (c - LANES_STEP) % SAMKV_ENTROPY_LANES, w->codes, row + c - LANES_STEP, &at);
+        at = encode_vectors(w, vectors, row, at);
 #endif
     }
     w->at = at;
@@ -220,12 +260,39 @@ INLINE void decode_one(struct samkv_lanes_reader *r, size_t lane, uint8_t contex
     r->state[lane] = x;
 }
 
+#if LANES_STEP
+/* As many channels as vectors take; stops early where the stream's last bytes want to be looked at one by one. */
+INLINE size_t decode_vectors(struct samkv_lanes_reader *r, const uint8_t *context, size_t channels, uint16_t *symbols)
+{
+    lanes_vector x[VECTORS];
+    load_states(r->state, x);
+    const uint8_t *at = r->at;
+    const uint32_t *slots = r->slots;
+    size_t c = 0;
+    for (; c + SAMKV_ENTROPY_LANES <= channels && r->end - at >= 2 * SAMKV_ENTROPY_LANES; c += SAMKV_ENTROPY_LANES) {
+#pragma GCC unroll 8
+        for (size_t v = 0; v < VECTORS; v++)
+            x[v] = decode_step(x[v], slots, context + c + v * LANES_STEP, symbols + c + v * LANES_STEP, &at);
+    }
+    if (r->end - at >= 2 * SAMKV_ENTROPY_LANES) {
+#pragma GCC unroll 8
+        for (size_t v = 0; v < VECTORS; v++)
+            if (c % SAMKV_ENTROPY_LANES == v * LANES_STEP && c + LANES_STEP <= channels) {
+                x[v] = decode_step(x[v], slots, context + c, symbols + c, &at);
+                c += LANES_STEP;
+            }
+    }
+    store_states(r->state, x);
+    r->at = at;
+    return c;
+}
+#endif
+
 INLINE void decode_row(struct samkv_lanes_reader *r, const uint8_t *context, size_t channels, uint16_t *symbols)
 {
     size_t c = 0;
 #if LANES_STEP
-    for (; c + LANES_STEP <= channels && r->end - r->at >= 2 * LANES_STEP; c += LANES_STEP)
-        decode_step(r->state + c % SAMKV_ENTROPY_LANES, r->slots, context + c, symbols + c, &r->at);
+    c = decode_vectors(r, context, channels, symbols);
 #endif
     for (; c < channels; c++)
         decode_one(r, c % SAMKV_ENTROPY_LANES, context[c], symbols + c);
