@@ -6,6 +6,7 @@
 #include "daemon/store/fields.h"
 #include "daemon/store/lossless.h"
 #include "daemon/store/planes.h"
+#include "daemon/store/quantised.h"
 
 #define PLANE_RAW        0x80000000u
 #define SAMPLE_BYTES     ((size_t)8 << 10)
@@ -92,6 +93,9 @@ enum samkv_status samkv_codec_encode(enum samkv_codec codec, int zstd_level, con
         return encode_planes(zstd_level ? zstd_level : 1, l, src, s, out, used);
     case SAMKV_CODEC_RANS:
         return samkv_lossless_encode(l, src, s, out, used);
+    case SAMKV_CODEC_Q8:
+    case SAMKV_CODEC_Q4:
+        return samkv_quantised_encode(codec, l, src, s, out, used);
     }
     return SAMKV_INVALID;
 }
@@ -146,6 +150,8 @@ enum samkv_status samkv_codec_decode(enum samkv_codec codec, const struct samkv_
     }
     if (codec == SAMKV_CODEC_RANS)
         return samkv_lossless_decode(l, payload, payload_bytes, s, dst);
+    if (codec == SAMKV_CODEC_Q8 || codec == SAMKV_CODEC_Q4)
+        return samkv_quantised_decode(l, payload, payload_bytes, s, dst);
     if (codec != SAMKV_CODEC_ZSTD)
         return SAMKV_CORRUPT;
     const uint8_t *planes[4] = {0};

@@ -49,12 +49,12 @@ size_t samkv_coder_overhead(struct samkv_coder_shape shape)
 }
 
 /* Means of the pieces to out, and from them where the contexts begin. */
-static void choose_model(struct samkv_coder *c, bool fine, uint8_t *means)
+static void choose_model(struct samkv_coder *c, int shift, uint8_t *means)
 {
     size_t piece = c->shape.tokens * c->shape.channels, sum = 0;
     for (size_t p = 0; p < c->shape.pieces; p++)
         sum += means[p] = c->lanes->mean(c->symbols + p * piece, piece);
-    c->model.shift = fine ? 3 : 0;
+    c->model.shift = (uint8_t)shift;
     size_t middle = 2 * sum / c->shape.pieces >> c->model.shift;
     c->model.base = (uint8_t)(middle < BELOW_MEAN ? 0 : middle - BELOW_MEAN < 255 ? middle - BELOW_MEAN : 255);
 }
@@ -67,14 +67,14 @@ static void count_symbols(struct samkv_coder *c, size_t count)
         counts[c->symbols[i]]++;
 }
 
-size_t samkv_coder_write(struct samkv_coder *c, bool fine, uint8_t *out, size_t room)
+size_t samkv_coder_write(struct samkv_coder *c, int shift, uint8_t *out, size_t room)
 {
     const struct samkv_coder_shape *s = &c->shape;
     size_t piece = s->tokens * s->channels, fixed = samkv_coder_overhead(*s);
     if (room < fixed)
         return 0;
     uint8_t *means = out + HEAD_BYTES, table[SAMKV_ENTROPY_TABLE_MAX];
-    choose_model(c, fine, means);
+    choose_model(c, shift, means);
     for (size_t p = 0; p < s->pieces; p++)
         c->lanes->model(&c->model, means[p], s->tokens, s->channels, c->symbols + p * piece);
     count_symbols(c, piece * s->pieces);

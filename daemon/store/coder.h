@@ -40,8 +40,9 @@ enum samkv_status samkv_coder_begin(struct samkv_coder *, struct samkv_scratch *
 /* What a stream takes at least. */
 size_t samkv_coder_overhead(struct samkv_coder_shape);
 
-/* Writes the stream, 0 when it needs more than `room` bytes. `fine`: levels are eighths of octaves, not octaves. */
-size_t samkv_coder_write(struct samkv_coder *, bool fine, uint8_t *out, size_t room);
+/* Writes the stream, 0 when it needs more than `room` bytes. `shift`: how much finer levels
+ * are than contexts should be, a power of two. */
+size_t samkv_coder_write(struct samkv_coder *, int shift, uint8_t *out, size_t room);
 
 /* False for bytes that are no stream. They must stay until the last piece. */
 bool samkv_coder_open(struct samkv_coder *, const uint8_t *from, size_t bytes);

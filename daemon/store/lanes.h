@@ -11,7 +11,9 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
+#include "proto/tensor.h"
 #include "daemon/store/entropy.h"
 
 /* What is known of the channels of the piece at hand, and of the whole record. */
@@ -62,7 +64,38 @@ struct samkv_lanes {
     /* The reverse of both, pieces in their order. */
     void (*decode)(struct samkv_lanes_reader *, const struct samkv_lanes_model *, uint8_t mean, size_t tokens,
                    size_t channels, uint16_t *symbols);
+
+    /* Numbers as floats, and the nearest of a dtype. f16's infinities and NaNs come out as numbers above 65535. */
+    void (*widen)(enum samkv_dtype, const void *src, size_t count, float *out);
+    void (*narrow)(enum samkv_dtype, const float *src, size_t count, void *out);
+
+    /*
+     * Quantises a group of `tokens` rows of `channels` numbers, `stride` apart: one scale a channel (each), or one for
+     * all of them. Scales are SAMKV_SCALE_… or a step (lanes' own floats of nine bits); symbols are sign and |x / step|,
+     * rounded to even; those of a group that must stay exact are zero. The step is the group's spread (each: about its
+     * mean) by `fineness`, but so that no level exceeds 255.
+     */
+    void (*quantise_each)(const float *x, size_t tokens, size_t channels, size_t stride, float fineness, float largest,
+                          uint16_t *scales, uint16_t *symbols);
+    void (*quantise_all)(const float *x, size_t channels, float fineness, float largest, uint16_t *scale,
+                         uint16_t *symbols);
+
+    /* Levels by steps, a step for each. */
+    void (*dequantise)(const uint16_t *symbols, const float *steps, size_t count, float *out);
 };
+
+/* Scales that are no step. */
+#define SAMKV_SCALE_ZERO  0   /* all zero */
+#define SAMKV_SCALE_EXACT 511 /* not finite, or too large or small to compute with */
+
+/* The step that a scale says: half octaves; 0 for those that are none. */
+static inline float samkv_scale_step(uint16_t scale)
+{
+    uint32_t bits = (uint32_t)scale << 22;
+    float step;
+    memcpy(&step, &bits, sizeof step);
+    return scale == SAMKV_SCALE_EXACT ? 0 : step;
+}
 
 static inline size_t samkv_seven_bytes(size_t count)
 {

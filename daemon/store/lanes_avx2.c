@@ -33,7 +33,7 @@ static inline __m256i multiply_high(__m256i a, __m256i b)
 }
 
 /* The lowest 16 bits of eight lanes. */
-static inline __m128i narrow(__m256i v)
+static inline __m128i low_words(__m256i v)
 {
     v = _mm256_and_si256(v, _mm256_set1_epi32(0xffff));
     return _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
@@ -50,7 +50,7 @@ static inline __m256i encode_step(__m256i x, const struct samkv_entropy_code *co
     unsigned full = ~(unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(fits)) & 255;
     uint16_t words[8];
     __m256i front = spread(_pext_u64(0x0706050403020100u, lanes_of(full)));
-    _mm_storeu_si128((__m128i *)words, narrow(_mm256_permutevar8x32_epi32(x, front)));
+    _mm_storeu_si128((__m128i *)words, low_words(_mm256_permutevar8x32_epi32(x, front)));
     size_t bytes = 2 * (size_t)_mm_popcnt_u32(full);
     *at -= bytes;
     __builtin_memcpy(*at, words, bytes);
@@ -66,7 +66,7 @@ static inline __m256i decode_step(__m256i x, const uint32_t *slots, const uint8_
     const __m256i mask = _mm256_set1_epi32((1 << SAMKV_ENTROPY_BITS) - 1);
     __m256i c = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)context)), SAMKV_ENTROPY_BITS);
     __m256i entry = _mm256_i32gather_epi32((const int *)slots, _mm256_or_si256(c, _mm256_and_si256(x, mask)), 4);
-    _mm_storeu_si128((__m128i *)symbols, narrow(_mm256_srli_epi32(entry, 23)));
+    _mm_storeu_si128((__m128i *)symbols, low_words(_mm256_srli_epi32(entry, 23)));
     x = _mm256_mullo_epi32(_mm256_and_si256(entry, _mm256_set1_epi32(0xfff)), _mm256_srli_epi32(x, SAMKV_ENTROPY_BITS));
     x = _mm256_add_epi32(x, _mm256_and_si256(_mm256_srli_epi32(entry, 12), mask));
     __m256i empty = _mm256_cmpgt_epi32(_mm256_set1_epi32(SAMKV_ENTROPY_FLOOR), x);

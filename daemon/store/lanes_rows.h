@@ -82,7 +82,7 @@ static void pack(const uint8_t *restrict seven, size_t count, uint8_t *restrict 
 }
 
 /* `bit` where the highest bit is set: bytes have no vector shifts, but comparisons. */
-INLINE uint8_t top(uint8_t v, uint8_t bit)
+INLINE uint8_t top_as(uint8_t v, uint8_t bit)
 {
     return (int8_t)v < 0 ? bit : 0;
 }
@@ -95,8 +95,8 @@ static void unpack(const uint8_t *restrict packed, size_t count, uint8_t *restri
     uint8_t *restrict last = seven + 7 * run;
     const uint8_t *a = packed, *b = a + run, *c = b + run, *d = c + run, *e = d + run, *f = e + run, *g = f + run;
     for (size_t i = 0; i < run; i++)
-        last[i] = (uint8_t)(top(a[i], 1) | top(b[i], 2) | top(c[i], 4) | top(d[i], 8) | top(e[i], 16) | top(f[i], 32) |
-                            top(g[i], 64));
+        last[i] = (uint8_t)(top_as(a[i], 1) | top_as(b[i], 2) | top_as(c[i], 4) | top_as(d[i], 8) | top_as(e[i], 16) | top_as(f[i], 32) |
+                            top_as(g[i], 64));
     for (size_t i = 8 * run; i < count; i++)
         seven[i] = packed[i - run] & 127;
 }
@@ -319,6 +319,8 @@ static void decode(struct samkv_lanes_reader *r, const struct samkv_lanes_model 
     }
 }
 
+#include "daemon/store/lanes_steps.h"
+
 const struct samkv_lanes LANES_TABLE = {
     .name = LANES_NAME,
     .split16 = split16,
@@ -331,4 +333,9 @@ const struct samkv_lanes LANES_TABLE = {
     .model = model,
     .encode = encode,
     .decode = decode,
+    .widen = widen,
+    .narrow = narrow,
+    .quantise_each = quantise_each,
+    .quantise_all = quantise_all,
+    .dequantise = dequantise,
 };

@@ -4,6 +4,8 @@
 
 #include "daemon/store/coder.h"
 
+#define F16_SHIFT 3 /* its levels are eighths of octaves */
+
 enum { FORM_RAW = 0, FORM_CODED = 1 };
 
 /* Of one piece, and where its uncoded bits lie. */
@@ -59,7 +61,7 @@ enum samkv_status samkv_lossless_encode(const struct samkv_layout *l, const void
         c.lanes->pack(c.extra, g.numbers, to);
         to += g.seven_bytes + g.low_bytes;
     }
-    size_t stream = samkv_coder_write(&c, l->dtype == SAMKV_F16, to, total - uncoded);
+    size_t stream = samkv_coder_write(&c, l->dtype == SAMKV_F16 ? F16_SHIFT : 0, to, total - uncoded);
     if (!stream) {
         encode_raw(l, src, out, used);
         return SAMKV_OK;

@@ -40,8 +40,10 @@ enum samkv_codec {
     SAMKV_CODEC_RAW = 0,
     SAMKV_CODEC_ZSTD = 1, /* lossless: bytes split in planes, planes that gain nothing stay raw */
     SAMKV_CODEC_RANS = 2, /* lossless: signs and exponents coded by what each channel did before */
+    SAMKV_CODEC_Q8 = 3,   /* lossy, some seven bits a number: K in steps by channel, V by token */
+    SAMKV_CODEC_Q4 = 4,   /* lossy, some four bits a number */
 };
-#define SAMKV_CODEC_COUNT 3
+#define SAMKV_CODEC_COUNT 5
 
 enum samkv_compact {
     SAMKV_COMPACT_AUTO = 0, /* when the data file is large beside what it holds */

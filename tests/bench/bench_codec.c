@@ -58,6 +58,8 @@ static struct candidate candidates[] = {
     {.name = "bytes split, zstd -1", .kind = ZSTD_SPLIT, .argument = 1},
     {.name = "codec zstd", .argument = SAMKV_CODEC_ZSTD},
     {.name = "codec rans", .argument = SAMKV_CODEC_RANS},
+    {.name = "codec q8", .argument = SAMKV_CODEC_Q8, .lossy = true},
+    {.name = "codec q4", .argument = SAMKV_CODEC_Q4, .lossy = true},
     {.name = "codec rans, 2nd loops", .argument = SAMKV_CODEC_RANS, .lanes = 1, .slow = true},
     {.name = "codec rans, 3rd loops", .argument = SAMKV_CODEC_RANS, .lanes = 2, .slow = true},
 };
