@@ -27,8 +27,9 @@ enum samkv_status samkv_coder_begin(struct samkv_coder *c, struct samkv_scratch 
 {
     size_t piece = shape.tokens * shape.channels, all = encoding ? piece * shape.pieces : piece;
     size_t words = encoding ? 2 * all + ALIGN : 0; /* a symbol takes a word at most */
-    uint8_t *at = samkv_scratch_buffer(s, which, aligned(sizeof *c->tables) + 3 * aligned(2 * shape.channels) +
-                                              aligned(2 * all) + aligned(words) + aligned(extra_bytes) + 2 * ALIGN);
+    uint8_t *at = samkv_scratch_buffer(s, which,
+                                       aligned(sizeof *c->tables) + 3 * aligned(2 * shape.channels) + aligned(2 * all) +
+                                           aligned(words) + aligned(extra_bytes) + 2 * ALIGN);
     if (!at)
         return SAMKV_NO_MEMORY;
     at += -(uintptr_t)at % ALIGN;

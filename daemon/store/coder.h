@@ -34,8 +34,8 @@ struct samkv_coder {
 };
 
 /* NO_MEMORY. The shape's product was checked by the caller: its symbols fit in 2^31 bytes. */
-enum samkv_status samkv_coder_begin(struct samkv_coder *, struct samkv_scratch *, int which,
-                                    struct samkv_coder_shape, bool encoding, size_t extra_bytes) SAMKV_MUST_USE;
+enum samkv_status samkv_coder_begin(struct samkv_coder *, struct samkv_scratch *, int which, struct samkv_coder_shape,
+                                    bool encoding, size_t extra_bytes) SAMKV_MUST_USE;
 
 /* What a stream takes at least. */
 size_t samkv_coder_overhead(struct samkv_coder_shape);

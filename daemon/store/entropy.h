@@ -1,9 +1,9 @@
 #pragma once
 /*
  * The entropy coder's tables: how often each symbol of nine bits comes in each of sixteen contexts, in parts of 2^11,
- * and what encoder and decoder look up. The coder is rANS (Duda, arXiv 1311.2540) with one state a lane: a state lies in
- * [2^15, 2^31), words of 16 bits go to and fro. Lanes share one stream of words: the decoder's states that fall below
- * 2^15 take the next ones in order of lane.
+ * and what encoder and decoder look up. The coder is rANS (Duda, arXiv 1311.2540) with one state a lane: a state lies
+ * in [2^15, 2^31), words of 16 bits go to and fro. Lanes share one stream of words: the decoder's states that fall
+ * below 2^15 take the next ones in order of lane.
  *
  * Pure functions; any thread. Frequencies that come from disk are checked by samkv_entropy_read: those of a context sum
  * to 2^11 or are all zero, and the decoder's table is total, whatever a stream says.

@@ -71,9 +71,9 @@ struct samkv_lanes {
 
     /*
      * Quantises a group of `tokens` rows of `channels` numbers, `stride` apart: one scale a channel (each), or one for
-     * all of them. Scales are SAMKV_SCALE_… or a step (lanes' own floats of nine bits); symbols are sign and |x / step|,
-     * rounded to even; those of a group that must stay exact are zero. The step is the group's spread (each: about its
-     * mean) by `fineness`, but so that no level exceeds 255.
+     * all of them. Scales are SAMKV_SCALE_… or a step (lanes' own floats of nine bits); symbols are sign and |x /
+     * step|, rounded to even; those of a group that must stay exact are zero. The step is the group's spread (each:
+     * about its mean) by `fineness`, but so that no level exceeds 255.
      */
     void (*quantise_each)(const float *x, size_t tokens, size_t channels, size_t stride, float fineness, float largest,
                           uint16_t *scales, uint16_t *symbols);

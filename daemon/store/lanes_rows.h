@@ -95,8 +95,8 @@ static void unpack(const uint8_t *restrict packed, size_t count, uint8_t *restri
     uint8_t *restrict last = seven + 7 * run;
     const uint8_t *a = packed, *b = a + run, *c = b + run, *d = c + run, *e = d + run, *f = e + run, *g = f + run;
     for (size_t i = 0; i < run; i++)
-        last[i] = (uint8_t)(top_as(a[i], 1) | top_as(b[i], 2) | top_as(c[i], 4) | top_as(d[i], 8) | top_as(e[i], 16) | top_as(f[i], 32) |
-                            top_as(g[i], 64));
+        last[i] = (uint8_t)(top_as(a[i], 1) | top_as(b[i], 2) | top_as(c[i], 4) | top_as(d[i], 8) | top_as(e[i], 16) |
+                            top_as(f[i], 32) | top_as(g[i], 64));
     for (size_t i = 8 * run; i < count; i++)
         seven[i] = packed[i - run] & 127;
 }

@@ -152,8 +152,7 @@ static void quantise_all(const float *x, size_t channels, float fineness, float 
         symbols[c] = symbol_of(x[c], inverse);
 }
 
-static void dequantise(const uint16_t *restrict symbols, const float *restrict steps, size_t count,
-                       float *restrict out)
+static void dequantise(const uint16_t *restrict symbols, const float *restrict steps, size_t count, float *restrict out)
 {
     for (size_t i = 0; i < count; i++) {
         int32_t symbol = symbols[i];

@@ -3,10 +3,13 @@
 #include <string.h>
 
 #include "daemon/store/coder.h"
+#include "daemon/store/planar.h"
 
 #define F16_SHIFT 3 /* its levels are eighths of octaves */
 
-enum { FORM_RAW = 0, FORM_CODED = 1 };
+#define BOTH_BELOW ((size_t)64 << 10) /* small records may not pay for tables: the shorter form is kept */
+
+enum { FORM_PLANES = 0, FORM_CODED = 1 };
 
 /* Of one piece, and where its uncoded bits lie. */
 struct geometry {
@@ -30,54 +33,60 @@ static size_t uncoded_bytes(const struct geometry *g)
     return g->shape.pieces * (g->seven_bytes + g->low_bytes);
 }
 
-static void encode_raw(const struct samkv_layout *l, const void *const *src, uint8_t *out, size_t *used)
+static enum samkv_status encode_planes(int zstd_level, const struct samkv_layout *l, const void *const *src,
+                                       struct samkv_scratch *s, uint8_t *out, size_t *used)
 {
     memset(out, 0, SAMKV_LOSSLESS_HEAD_BYTES);
-    uint8_t *to = out + SAMKV_LOSSLESS_HEAD_BYTES;
-    for (size_t i = 0; i < l->count; i++, to += l->bytes)
-        memcpy(to, src[i], l->bytes);
-    *used = (size_t)(to - out);
+    enum samkv_status st = samkv_planar_encode(zstd_level, l, src, s, out + SAMKV_LOSSLESS_HEAD_BYTES, used);
+    *used += SAMKV_LOSSLESS_HEAD_BYTES;
+    return st;
 }
 
-enum samkv_status samkv_lossless_encode(const struct samkv_layout *l, const void *const *src, struct samkv_scratch *s,
-                                        uint8_t *out, size_t *used)
+/* *used: 0 when it does not shrink. */
+static enum samkv_status encode_coded(const struct geometry *g, const struct samkv_layout *l, const void *const *src,
+                                      struct samkv_scratch *s, uint8_t *out, size_t *used)
 {
-    struct geometry g = geometry_of(l);
-    size_t total = samkv_layout_bytes(l), uncoded = uncoded_bytes(&g);
-    if (uncoded + samkv_coder_overhead(g.shape) >= total) {
-        encode_raw(l, src, out, used);
+    size_t total = samkv_layout_bytes(l), uncoded = uncoded_bytes(g);
+    *used = 0;
+    if (uncoded + samkv_coder_overhead(g->shape) >= total)
         return SAMKV_OK;
-    }
     struct samkv_coder c;
-    if (samkv_coder_begin(&c, s, 0, g.shape, true, g.numbers) != SAMKV_OK)
+    if (samkv_coder_begin(&c, s, 0, g->shape, true, g->numbers) != SAMKV_OK)
         return SAMKV_NO_MEMORY;
     uint8_t *to = out + SAMKV_LOSSLESS_HEAD_BYTES;
     for (size_t i = 0; i < l->count; i++) {
-        uint16_t *symbols = c.symbols + i * g.numbers;
-        if (g.low_bytes)
-            c.lanes->split32(src[i], g.numbers, symbols, c.extra, to + g.seven_bytes);
+        uint16_t *symbols = c.symbols + i * g->numbers;
+        if (g->low_bytes)
+            c.lanes->split32(src[i], g->numbers, symbols, c.extra, to + g->seven_bytes);
         else
-            c.lanes->split16(src[i], g.numbers, symbols, c.extra);
-        c.lanes->pack(c.extra, g.numbers, to);
-        to += g.seven_bytes + g.low_bytes;
+            c.lanes->split16(src[i], g->numbers, symbols, c.extra);
+        c.lanes->pack(c.extra, g->numbers, to);
+        to += g->seven_bytes + g->low_bytes;
     }
     size_t stream = samkv_coder_write(&c, l->dtype == SAMKV_F16 ? F16_SHIFT : 0, to, total - uncoded);
-    if (!stream) {
-        encode_raw(l, src, out, used);
-        return SAMKV_OK;
-    }
     memset(out, 0, SAMKV_LOSSLESS_HEAD_BYTES);
     out[0] = FORM_CODED;
-    *used = (size_t)(to - out) + stream;
+    *used = stream ? (size_t)(to - out) + stream : 0;
     return SAMKV_OK;
 }
 
-static enum samkv_status decode_raw(const struct samkv_layout *l, const uint8_t *from, size_t bytes, void *const *dst)
+enum samkv_status samkv_lossless_encode(int zstd_level, const struct samkv_layout *l, const void *const *src,
+                                        struct samkv_scratch *s, uint8_t *out, size_t *used)
 {
-    if (bytes != samkv_layout_bytes(l))
-        return SAMKV_CORRUPT;
-    for (size_t i = 0; i < l->count; i++, from += l->bytes)
-        memcpy(dst[i], from, l->bytes);
+    struct geometry g = geometry_of(l);
+    size_t planes = 0;
+    uint8_t *kept = NULL;
+    if (samkv_layout_bytes(l) < BOTH_BELOW) {
+        if (!(kept = samkv_scratch_buffer(s, 1, samkv_codec_bound(l))) ||
+            encode_planes(zstd_level, l, src, s, kept, &planes) != SAMKV_OK)
+            return SAMKV_NO_MEMORY;
+    }
+    enum samkv_status st = encode_coded(&g, l, src, s, out, used);
+    if (st != SAMKV_OK || (*used && (!planes || *used < planes)))
+        return st;
+    if (!planes)
+        return encode_planes(zstd_level, l, src, s, out, used);
+    memcpy(out, kept, *used = planes);
     return SAMKV_OK;
 }
 
@@ -88,8 +97,8 @@ enum samkv_status samkv_lossless_decode(const struct samkv_layout *l, const uint
         return SAMKV_CORRUPT;
     const uint8_t *from = payload + SAMKV_LOSSLESS_HEAD_BYTES;
     size_t left = payload_bytes - SAMKV_LOSSLESS_HEAD_BYTES;
-    if (payload[0] == FORM_RAW)
-        return decode_raw(l, from, left, dst);
+    if (payload[0] == FORM_PLANES)
+        return samkv_planar_decode(l, from, left, s, dst);
     struct geometry g = geometry_of(l);
     size_t uncoded = uncoded_bytes(&g);
     if (left < uncoded)

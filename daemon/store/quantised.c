@@ -49,7 +49,8 @@ static struct group group_of(const struct geometry *g, bool is_k, size_t scale)
 {
     if (is_k) {
         size_t token = scale / g->channels * K_TOKENS;
-        return (struct group){token, g->tokens - token < K_TOKENS ? g->tokens - token : K_TOKENS, scale % g->channels, 1};
+        return (struct group){token, g->tokens - token < K_TOKENS ? g->tokens - token : K_TOKENS, scale % g->channels,
+                              1};
     }
     size_t of_token = g->v_scales / g->tokens, channel = scale % of_token * V_CHANNELS;
     return (struct group){scale / of_token, 1, channel,

@@ -76,7 +76,8 @@ struct samkv_layout samkv_block_layout(const struct samkv_manifest *m, uint32_t 
 struct samkv_layout samkv_index_layout(const struct samkv_manifest *m)
 {
     size_t elements = m->blocks * samkv_kv_width(&m->shape) + (size_t)m->heads * m->shape.head_dim;
-    return (struct samkv_layout){.dtype = SAMKV_F32, .count = 1, .bytes = elements * sizeof(float), .channels = samkv_kv_width(&m->shape)};
+    return (struct samkv_layout){
+        .dtype = SAMKV_F32, .count = 1, .bytes = elements * sizeof(float), .channels = samkv_kv_width(&m->shape)};
 }
 
 struct samkv_layout samkv_tokens_layout(const struct samkv_manifest *m)

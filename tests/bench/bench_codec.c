@@ -2,9 +2,9 @@
  * usage: bench_codec STORE COLLECTION [TOKENS]
  *
  * Codecs side by side on the blocks of a collection that is there: ratio, encode and decode rate of one thread, and how
- * far lossy ones are off. Blocks come in batches; every codec works on each batch, slow ones on every eighth, and a rate
- * is the median over batches. Time is the thread's own CPU time and rates are of uncompressed bytes. The store is opened
- * for reading only.
+ * far lossy ones are off. Blocks come in batches; every codec works on each batch, slow ones on every eighth, and a
+ * rate is the median over batches. Time is the thread's own CPU time and rates are of uncompressed bytes. The store is
+ * opened for reading only.
  */
 #include <math.h>
 #include <stdio.h>
@@ -38,8 +38,8 @@ struct batch {
 struct candidate {
     const char *name;
     enum { STORE, ZSTD_PLAIN, ZSTD_SPLIT, LZ4_PLAIN } kind;
-    int argument;      /* codec, or level */
-    size_t lanes;      /* STORE: the n-th choice of loops */
+    int argument; /* codec, or level */
+    size_t lanes; /* STORE: the n-th choice of loops */
     bool slow, lossy;
     uint64_t raw, stored, tokens;
     double encode_rate[BATCHES_MAX], decode_rate[BATCHES_MAX];
@@ -138,7 +138,8 @@ static size_t pack_parts(const struct candidate *c, const uint8_t *from, size_t 
                                              (int)(packed_bytes - used));
         else
 #endif
-            n = ZSTD_compressCCtx(scratch->compress, to + used, packed_bytes - used, from + p * part, part, c->argument);
+            n = ZSTD_compressCCtx(scratch->compress, to + used, packed_bytes - used, from + p * part, part,
+                                  c->argument);
         if (ZSTD_isError(n) || !n)
             die("a library cannot compress");
         uint32_t size = (uint32_t)n;
@@ -388,7 +389,8 @@ static void print_tables(void)
     printf("\n\n%5s %10s %10s %10s %10s\n", "layer", "K zstd", "K rans", "V zstd", "V rans");
     for (size_t l = 0; layer_stored && l < batch.block[0].layout.count / 2; l++)
         printf("%5zu %10.4f %10.4f %10.4f %10.4f\n", l, (double)layer_raw[0] / (double)layer_stored[l][0][0],
-               (double)layer_raw[0] / (double)layer_stored[l][0][1], (double)layer_raw[0] / (double)layer_stored[l][1][0],
+               (double)layer_raw[0] / (double)layer_stored[l][0][1],
+               (double)layer_raw[0] / (double)layer_stored[l][1][0],
                (double)layer_raw[0] / (double)layer_stored[l][1][1]);
 }
 
@@ -404,7 +406,8 @@ int main(int argc, char **argv)
         die("out of memory");
     struct samkv_store_options options = {.path = argv[1], .codec = SAMKV_CODEC_ZSTD, .read_only = true};
     struct samkv_store *store;
-    if (samkv_store_open(&options, &store, &err) != SAMKV_OK || samkv_snapshot_begin(store, &snapshot, &err) != SAMKV_OK)
+    if (samkv_store_open(&options, &store, &err) != SAMKV_OK ||
+        samkv_snapshot_begin(store, &snapshot, &err) != SAMKV_OK)
         die(err.text);
     if (samkv_snapshot_each_name(snapshot, argv[2], "", add_document, NULL, &err) != SAMKV_OK)
         die(err.text);
