@@ -7,8 +7,8 @@
  * below the highest nine, packed, and (elements of four bytes) its lowest 16 bits; then one stream of the highest nine.
  *
  * Of f16 the nine bits hold three of the mantissa, of i32 whatever is there: every element comes back bit by bit. What
- * does not shrink has form 0, and what is small the shorter one. Called by codec.c, which has checked the layout; see there for errors and
- * threads.
+ * does not shrink has form 0, and what is small the shorter one. Called by codec.c, which has checked the layout; see
+ * there for errors and threads.
  */
 #include "daemon/store/codec.h"
 

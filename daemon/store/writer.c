@@ -304,10 +304,7 @@ enum samkv_status samkv_writer_index(struct samkv_writer *w, uint32_t layer, con
 enum samkv_status samkv_writer_begin_sealed(struct samkv_store *s, const struct samkv_manifest *m,
                                             const int32_t *tokens, struct samkv_writer **out, struct samkv_error *err)
 {
-    enum samkv_status st = samkv_writer_begin(s, m, tokens, out, err);
-    if (*out)
-        (*out)->manifest.codec = m->codec;
-    return st;
+    return samkv_writer_begin(s, m, tokens, out, err);
 }
 
 enum samkv_status samkv_writer_sealed(struct samkv_writer *w, enum samkv_record_kind kind, uint32_t number,
