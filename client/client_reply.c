@@ -161,7 +161,8 @@ static struct samkv_collection_info collection_info(const Samkv__Collection *c)
                                           .quota_bytes = c->quota_bytes,
                                           .ttl_s = c->ttl_s,
                                           .bytes_raw = c->bytes_raw,
-                                          .bytes_stored = c->bytes_stored};
+                                          .bytes_stored = c->bytes_stored,
+                                          .codec = c->codec};
 }
 
 static enum samkv_status fill_list(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)

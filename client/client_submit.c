@@ -54,6 +54,7 @@ static void fill_spec(Samkv__CollectionSpec *spec, Samkv__Tokens *preamble, cons
 {
     samkv__collection_spec__init(spec);
     spec->model = text(from->model);
+    spec->codec = text(from->codec);
     spec->has_preamble = from->has_preamble;
     if (from->has_preamble) {
         spec->preamble_text = bytes_of(from->preamble, from->preamble_bytes);

@@ -48,7 +48,7 @@ const char *ctl_span(struct ctl_buffer *, uint64_t seconds);
 
 /* ------------------------------------------------------------------ tables */
 
-#define CTL_MAX_COLUMNS 8
+#define CTL_MAX_COLUMNS 12
 
 /* On a terminal aligned columns under a header, elsewhere tab-separated lines without one. */
 struct ctl_table {

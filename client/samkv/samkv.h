@@ -104,6 +104,7 @@ struct samkv_collection_options {
     size_t preamble_token_count;
     int64_t block_tokens, init_tokens, local_tokens; /* -1: as stored, else 16, 16, 16 */
     int64_t quota_bytes, ttl_s; /* of stored bytes; seconds that an id lives. -1: as stored, else 0: none */
+    const char *codec;          /* "raw", "zstd", "rans", "q8", "q4"; NULL: as stored, else the daemon's default */
 };
 
 /* One document. samkv_document_init gives the defaults. */
@@ -117,7 +118,7 @@ struct samkv_document {
     size_t token_count;
     uint32_t chunk_tokens; /* split a longer document into id#1, id#2, …; 0: refuse what exceeds the model's context */
     struct samkv_collection_options spec;
-    uint64_t reserved[4];
+    uint64_t reserved[3];
 };
 SAMKV_API void samkv_document_init(struct samkv_document *);
 
@@ -285,6 +286,7 @@ struct samkv_collection_info {
     uint64_t documents;
     uint64_t quota_bytes, ttl_s;      /* 0: none */
     uint64_t bytes_raw, bytes_stored; /* of its documents; what another collection has too counts in both */
+    const char *codec;
 };
 
 struct samkv_model_info {

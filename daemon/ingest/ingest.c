@@ -244,7 +244,8 @@ static enum samkv_status open_collection(struct job *job, bool *exists, struct s
     enum samkv_status status = samkv_snapshot_begin(job->store, &snapshot, err);
     if (status)
         return status;
-    status = samkv_spec_resolve(job->models, snapshot, job->request, &job->collection, &engine, exists, err);
+    status = samkv_spec_resolve(job->models, snapshot, job->request, samkv_store_codec(job->store), &job->collection,
+                                &engine, exists, err);
     samkv_snapshot_end(snapshot);
     if (!status) {
         job->engine = *engine;

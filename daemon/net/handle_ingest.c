@@ -10,6 +10,7 @@ static void fill_spec(const Samkv__CollectionSpec *m, struct samkv_collection_sp
     if (!m)
         return;
     out->model = m->model;
+    out->codec = m->codec;
     out->preamble_text = (const char *)m->preamble_text.data;
     out->preamble_bytes = m->preamble_text.len;
     out->preamble_is_text = !m->preamble_tokens;

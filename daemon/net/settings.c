@@ -12,7 +12,7 @@
 #include "daemon/net/metrics_http.h"
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
-static const char *const codecs[] = {"raw", "zstd", NULL}; /* by enum samkv_codec */
+static const char *const codecs[] = {"raw", "zstd", "rans", "q8", "q4", NULL}; /* by enum samkv_codec */
 static const char *const readings[] = {"cached", "direct", NULL};
 static const char *const compacts[] = {"auto", "off", NULL};                     /* by enum samkv_compact */
 static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
@@ -58,7 +58,7 @@ static const struct samkv_option table[] = {
      AT(device_reply_bytes), .min = 0, .max = INT64_MAX,
      .help = "GPU memory for caches that clients map; 0: a quarter, likewise", .default_text = "0"},
     {.name = "codec", .env = "SAMKV_CODEC", .argument = "CODEC", .kind = SAMKV_OPTION_CHOICE, AT(codec),
-     .choices = codecs, .help = "of stored blocks: raw or zstd (lossless)", .default_text = "zstd"},
+     .choices = codecs, .help = "of new collections that choose none: rans, zstd or raw (lossless), q8 or q4", .default_text = "rans"},
     {.name = "compact", .env = "SAMKV_COMPACT", .argument = "WHEN", .kind = SAMKV_OPTION_CHOICE, AT(compact),
      .choices = compacts, .help = "auto: when the data file is large beside what it holds; off: when asked",
      .default_text = "auto"},

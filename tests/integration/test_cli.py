@@ -148,6 +148,30 @@ class CommandLine(unittest.TestCase):
                 self.assertTrue(done.stderr.strip())
         self.assertEqual(self.ids("set"), ["a", "b", "c"])
 
+    def test_a_collection_has_a_codec(self):
+        documents = {"a": cases.tokens(self.rng, 300)}
+        fetched, keys, stored = {}, {}, {}
+        for codec in ("rans", "raw", "q8", "q4"):
+            name, out = "codec-" + codec, self.daemon.folder / (codec + ".safetensors")
+            self.ingest(name, documents, "--codec", codec)
+            self.ingest(name, {"b": cases.tokens(self.rng, 20)})  # what was set stays
+            self.assertIn("codec       " + codec, self.daemon.ctl("show", "a", "--collection", name).stdout)
+            shown = self.daemon.json("show", "a", "--collection", name)
+            listed = {c["name"]: c["codec"] for c in self.daemon.json("ls", "--collections")["collections"]}
+            self.assertEqual((shown["collection"]["codec"], listed[name]), (codec, codec))
+            keys[codec], stored[codec] = shown["document"]["key"], shown["document"]["bytes_stored"]
+            self.daemon.json("fetch", "--docs", "a", "--collection", name, "--query-tokens", "9,8,7", "--no-recompute",
+                             "--out", out)
+            fetched[codec] = out.read_bytes()
+        self.assertEqual((keys["raw"], fetched["raw"]), (keys["rans"], fetched["rans"]))
+        self.assertEqual(len(set(keys.values())), 3)
+        self.assertEqual(len(set(fetched.values())), 3)
+        self.assertTrue(stored["rans"] > stored["q8"] > stored["q4"], stored)
+        for change, says in ((["--codec", "q8"], "another codec"), (["--codec", "q5"], "raw, zstd, rans")):
+            done = self.daemon.ctl("ingest", "-", "--collection", "codec-q4", *change, text=documents_jsonl(documents))
+            self.assertEqual(done.returncode, SOME_FAILED, done)
+            self.assertIn(says, done.stderr)
+
     def test_restart_keeps_everything(self):
         self.ingest("restart", {"a": cases.tokens(self.rng, 100), "b": cases.tokens(self.rng, 60)}, "--block-size", 8)
         out, request = self.daemon.folder / "r.safetensors", [

@@ -92,7 +92,8 @@ static inline void fixture_document_make(struct fixture_document *d, uint32_t se
                                    .tokens = tokens,
                                    .block_tokens = block_tokens,
                                    .blocks = (tokens - 1) / block_tokens + 1,
-                                   .local_tokens = 16};
+                                   .local_tokens = 16,
+                                   .codec = SAMKV_CODEC_DEFAULT};
     uint8_t fingerprint[16] = {1, 2, 3};
     samkv_document_key(fingerprint, shape.dtype, NULL, 0, block_tokens, 16, d->tokens, tokens, &d->m.key);
 }
