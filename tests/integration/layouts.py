@@ -17,6 +17,7 @@ STRUCTS = {"Error": "samkv_error", "CollectionOptions": "samkv_collection_option
            "IngestAnswer": "samkv_ingest_answer", "AskAnswer": "samkv_ask_answer", "ListAnswer": "samkv_list_answer",
            "ShowAnswer": "samkv_show_answer", "RemoveAnswer": "samkv_remove_answer",
            "StatusAnswer": "samkv_status_answer", "VerifyAnswer": "samkv_verify_answer", "Reply": "samkv_reply",
+           "ConfigureAnswer": "samkv_configure_answer", "PinAnswer": "samkv_pin_answer", "GcAnswer": "samkv_gc_answer",
            "LlamaLayout": "samkv_llama_layout"}
 
 

@@ -206,6 +206,24 @@ class Conversation(unittest.TestCase):
         self.assertEqual(client.rm(["ä", "nothing"], "other"), ["nothing"])
         self.assertEqual(len(list(client.ls("other"))), 3)
 
+    def test_what_a_collection_keeps(self):
+        client = self.client
+        said = client.ingest("p", [5, 6, 7] * 9, collection="kept", quota_bytes=10**9, ttl_s=3600)
+        client.ingest("q", [8, 6, 7] * 9, collection="kept")
+        self.assertGreaterEqual(said.request, 1)
+        self.assertEqual(client.pin(["p", "nothing"], "kept"), ["nothing"])
+        first, second = client.ls("kept")
+        self.assertEqual((first.pinned, second.pinned), (True, False))
+        self.assertEqual((first.expires_unix_s, second.expires_unix_s > 0, first.uses), (0, True, 0))
+        client.pin(["p"], "kept", pinned=False)
+        self.assertFalse(next(client.ls("kept")).pinned)
+        collection = client.configure("kept", ttl_s=0)
+        self.assertEqual((collection.quota_bytes, collection.ttl_s, collection.documents), (10**9, 0, 2))
+        self.assertGreater(collection.bytes_stored, 0)
+        self.assertEqual(client.rm_collection("kept"), 2)
+        self.assertNotIn("kept", [c.name for c in client.collections()])
+        self.assertEqual(client.gc().names_expired, 0)
+
     def test_many_documents_come_page_by_page(self):
         names = ["n%04d" % i for i in range(300)]
         for i, name in enumerate(names):

@@ -22,7 +22,8 @@ class Error(Structure):
 class CollectionOptions(Structure):
     _fields_ = [("model", c_char_p), ("has_preamble", c_bool), ("preamble", c_void_p), ("preamble_bytes", c_size_t),
                 ("preamble_tokens", POINTER(c_int32)), ("preamble_token_count", c_size_t),
-                ("block_tokens", c_int64), ("init_tokens", c_int64), ("local_tokens", c_int64)]
+                ("block_tokens", c_int64), ("init_tokens", c_int64), ("local_tokens", c_int64),
+                ("quota_bytes", c_int64), ("ttl_s", c_int64)]
 
 
 class DocumentInput(Structure):
@@ -61,7 +62,7 @@ class FiguresInput(Structure):
                 ("document_tokens", POINTER(c_uint32)), ("keep", POINTER(BlocksKept)),
                 ("stable_layers", POINTER(c_uint32)), ("stable_layer_count", c_size_t), ("bytes_read", c_uint64),
                 ("bytes_stored", c_uint64), ("anchors_exceed_budget", c_bool), ("backend", c_char_p),
-                ("timing_ms", Timing)]
+                ("timing_ms", Timing), ("request", c_uint64)]
 
 
 class CacheInput(Structure):
@@ -81,13 +82,15 @@ class IngestedDocument(Structure):
 class DocumentInfo(Structure):
     _fields_ = [("collection", c_char_p), ("id", c_char_p), ("title", c_char_p), ("key", c_char_p),
                 ("tokens", c_uint32), ("blocks", c_uint32), ("bytes_raw", c_uint64), ("bytes_stored", c_uint64),
-                ("bytes_index", c_uint64), ("created_unix_s", c_int64)]
+                ("bytes_index", c_uint64), ("created_unix_s", c_int64), ("pinned", c_bool), ("put_unix_s", c_int64),
+                ("expires_unix_s", c_int64), ("used_unix_s", c_int64), ("uses", c_uint64)]
 
 
 class CollectionInfo(Structure):
     _fields_ = [("name", c_char_p), ("model", c_char_p), ("dtype", c_char_p), ("fingerprint", c_char_p),
                 ("block_tokens", c_uint32), ("init_tokens", c_uint32), ("local_tokens", c_uint32),
-                ("preamble_tokens", c_uint32), ("documents", c_uint64)]
+                ("preamble_tokens", c_uint32), ("documents", c_uint64), ("quota_bytes", c_uint64), ("ttl_s", c_uint64),
+                ("bytes_raw", c_uint64), ("bytes_stored", c_uint64)]
 
 
 class ModelInfo(Structure):
@@ -100,7 +103,8 @@ class Counter(Structure):
 
 
 class IngestAnswer(Structure):
-    _fields_ = [("documents", POINTER(IngestedDocument)), ("count", c_size_t), ("prefill_ms", c_double)]
+    _fields_ = [("documents", POINTER(IngestedDocument)), ("count", c_size_t), ("prefill_ms", c_double),
+                ("request", c_uint64)]
 
 
 class AskAnswer(Structure):
@@ -127,7 +131,11 @@ class StatusAnswer(Structure):
                 ("documents", c_uint64), ("names", c_uint64), ("connections", c_uint64), ("bytes_file", c_uint64),
                 ("bytes_used", c_uint64), ("bytes_limit", c_uint64), ("bytes_raw", c_uint64),
                 ("bytes_stored", c_uint64), ("resident_bytes", c_uint64), ("models", POINTER(ModelInfo)),
-                ("model_count", c_size_t), ("counters", POINTER(Counter)), ("counter_count", c_size_t)]
+                ("model_count", c_size_t), ("counters", POINTER(Counter)), ("counter_count", c_size_t),
+                ("bytes_disk_free", c_uint64), ("bytes_reclaimable", c_uint64), ("oldest_reader_s", c_uint64),
+                ("evictions", c_uint64), ("evicted_bytes", c_uint64), ("expirations", c_uint64),
+                ("collection_list", POINTER(CollectionInfo)), ("collection_count", c_size_t),
+                ("histograms", c_void_p), ("histogram_count", c_size_t)]
 
 
 class VerifyAnswer(Structure):
@@ -136,9 +144,23 @@ class VerifyAnswer(Structure):
                 ("damaged_id_count", c_size_t)]
 
 
+class ConfigureAnswer(Structure):
+    _fields_ = [("collection", CollectionInfo), ("evicted", c_uint64)]
+
+
+class PinAnswer(Structure):
+    _fields_ = [("pinned", c_uint32), ("missing", POINTER(c_char_p)), ("missing_count", c_size_t)]
+
+
+class GcAnswer(Structure):
+    _fields_ = [("names_expired", c_uint64), ("names_orphaned", c_uint64), ("documents_unreferenced", c_uint64),
+                ("documents_unfinished", c_uint64), ("bytes_freed", c_uint64)]
+
+
 class _Answer(Union):
     _fields_ = [("ingest", IngestAnswer), ("ask", AskAnswer), ("list", ListAnswer), ("show", ShowAnswer),
                 ("remove", RemoveAnswer), ("status", StatusAnswer), ("verify", VerifyAnswer),
+                ("configure", ConfigureAnswer), ("pin", PinAnswer), ("gc", GcAnswer),
                 ("reserved", c_uint64 * 64)]
 
 
@@ -153,7 +175,6 @@ class LlamaLayout(Structure):
 
 
 ON_TEXT = ctypes.CFUNCTYPE(c_bool, c_void_p, c_void_p, c_size_t)
-ON_PROGRESS = ctypes.CFUNCTYPE(c_bool, c_void_p, POINTER(VerifyAnswer))
 
 _ERROR, _REPLY, _CACHE, _LAYOUT = POINTER(Error), POINTER(Reply), POINTER(CacheInput), POINTER(LlamaLayout)
 # name: (result, arguments). A result of _CALL is a status that is checked: the last argument is the error's.
@@ -176,8 +197,12 @@ _FUNCTIONS = {
     "samkv_client_list_collections": (_CALL, [c_void_p, c_char_p, c_uint32, _REPLY, _ERROR]),
     "samkv_client_show": (_CALL, [c_void_p, c_char_p, c_char_p, _REPLY, _ERROR]),
     "samkv_client_remove": (_CALL, [c_void_p, c_char_p, POINTER(c_char_p), c_size_t, _REPLY, _ERROR]),
+    "samkv_client_remove_collection": (_CALL, [c_void_p, c_char_p, c_void_p, c_void_p, _REPLY, _ERROR]),
+    "samkv_client_pin": (_CALL, [c_void_p, c_char_p, POINTER(c_char_p), c_size_t, c_bool, _REPLY, _ERROR]),
+    "samkv_client_configure": (_CALL, [c_void_p, c_char_p, c_int64, c_int64, _REPLY, _ERROR]),
+    "samkv_client_gc": (_CALL, [c_void_p, c_void_p, c_void_p, _REPLY, _ERROR]),
     "samkv_client_status": (_CALL, [c_void_p, _REPLY, _ERROR]),
-    "samkv_client_verify": (_CALL, [c_void_p, c_char_p, c_bool, ON_PROGRESS, c_void_p, _REPLY, _ERROR]),
+    "samkv_client_verify": (_CALL, [c_void_p, c_char_p, c_bool, c_void_p, c_void_p, _REPLY, _ERROR]),
     "samkv_reply_deinit": (None, [_REPLY]),
     "samkv_cache_k": (c_void_p, [_CACHE, c_uint32]),
     "samkv_cache_v": (c_void_p, [_CACHE, c_uint32]),

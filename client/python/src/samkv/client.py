@@ -34,6 +34,7 @@ class Ingested:
 class IngestResult:
     documents: typing.List[Ingested]
     prefill_ms: float   # device time
+    request: int        # the daemon's number of this request
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,11 @@ class Document:
     bytes_stored: int
     bytes_index: int
     created_unix_s: int
+    pinned: bool        # survives eviction and its collection's time to live
+    put_unix_s: int     # when the id was last ingested; 0: not known
+    expires_unix_s: int     # 0: never
+    used_unix_s: int    # by a fetch; 0: never
+    uses: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +67,10 @@ class Collection:
     local_tokens: int
     preamble_tokens: int
     documents: int
+    quota_bytes: int    # 0: none
+    ttl_s: int          # 0: none
+    bytes_raw: int      # of its documents; what another collection has too counts in both
+    bytes_stored: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +107,12 @@ class StatusReport:
     bytes_raw: int
     bytes_stored: int
     resident_bytes: int
+    bytes_disk_free: int
+    bytes_reclaimable: int
+    oldest_reader_s: int
+    evictions: int
+    evicted_bytes: int
+    expirations: int
     models: typing.List[Model]
     counters: typing.Dict[str, float]
 
@@ -110,6 +126,15 @@ class Verified:
     damaged: int
     repaired: int
     damaged_ids: typing.List[str]   # "collection/id", at most 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Collected:
+    names_expired: int
+    names_orphaned: int     # of collections that are gone
+    documents_unreferenced: int
+    documents_unfinished: int
+    bytes_freed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,12 +271,13 @@ class Client:
     def ingest(self, id: str, text: TextOrTokens, *, title: typing.Optional[str] = None,
                collection: typing.Optional[str] = None, chunk_tokens: int = 0, model: typing.Optional[str] = None,
                preamble: typing.Optional[TextOrTokens] = None, block_tokens: int = -1, init_tokens: int = -1,
-               local_tokens: int = -1) -> IngestResult:
+               local_tokens: int = -1, quota_bytes: int = -1, ttl_s: int = -1) -> IngestResult:
         """Stores a document, given as text or as token ids; when this returns, it is on disk.
 
         The same id with other content replaces it. chunk_tokens splits a longer document into `id#1`, `id#2`, …; 0
         refuses what exceeds the model's context. The rest belongs to the collection: its first ingest sets it (-1 and
-        None: 16, 16, 16, no preamble, the daemon's first model), and whatever a later one says must agree.
+        None: 16, 16, 16, no quota, no time to live, no preamble, the daemon's first model), and whatever a later one says
+        must agree.
         """
         arena, d = _Arena(), _library.DocumentInput()
         call("samkv_document_init", ctypes.byref(d))
@@ -262,6 +288,7 @@ class Client:
             d.tokens, d.token_count = arena.integers(text)
         d.spec.model = _name(model)
         d.spec.block_tokens, d.spec.init_tokens, d.spec.local_tokens = block_tokens, init_tokens, local_tokens
+        d.spec.quota_bytes, d.spec.ttl_s = quota_bytes, ttl_s
         if preamble is not None:
             d.spec.has_preamble = True
             if isinstance(preamble, (str, bytes)):
@@ -269,7 +296,8 @@ class Client:
             else:
                 d.spec.preamble_tokens, d.spec.preamble_token_count = arena.integers(preamble)
         return self._answer(lambda a: IngestResult([_record(Ingested, a.ingest.documents[i])
-                                                    for i in range(a.ingest.count)], a.ingest.prefill_ms),
+                                                    for i in range(a.ingest.count)], a.ingest.prefill_ms,
+                                                   a.ingest.request),
                             "ingest", ctypes.byref(d))
 
     def ls(self, collection: typing.Optional[str] = None) -> typing.Iterator[Document]:
@@ -304,6 +332,24 @@ class Client:
         array, count = arena.strings(ids)
         return self._answer(lambda a: [text(a.remove.missing[i]) for i in range(a.remove.missing_count)], "remove",
                             _name(collection), array, count)
+
+    def rm_collection(self, name: str) -> int:
+        """Removes a collection with its documents, pinned ones too; how many there were."""
+        return self._answer(lambda a: a.remove.removed, "remove_collection", name.encode(), None, None)
+
+    def pin(self, ids: typing.Sequence[str], collection: typing.Optional[str] = None,
+            pinned: bool = True) -> typing.List[str]:
+        """Pinned documents survive eviction and their collection's time to live; the ids that were not there."""
+        arena = _Arena()
+        array, count = arena.strings(ids)
+        return self._answer(lambda a: [text(a.pin.missing[i]) for i in range(a.pin.missing_count)], "pin",
+                            _name(collection), array, count, pinned)
+
+    def configure(self, collection: typing.Optional[str] = None, quota_bytes: int = -1, ttl_s: int = -1) -> Collection:
+        """Changes a collection's quota and time to live: -1 leaves one as it is, 0 lifts it. A lowered quota evicts
+        before the answer."""
+        return self._answer(lambda a: _record(Collection, a.configure.collection), "configure", _name(collection),
+                            quota_bytes, ttl_s)
 
     # ---------------------------------------------------------------------------------------------------- fetching
 
@@ -406,4 +452,8 @@ class Client:
         return self._answer(lambda a: _record(
             Verified, a.verify, damaged_ids=[text(a.verify.damaged_ids[i])
                                              for i in range(a.verify.damaged_id_count)]),
-            "verify", _name(collection), repair, _library.ON_PROGRESS(), None)
+            "verify", _name(collection), repair, None, None)
+
+    def gc(self) -> Collected:
+        """Removes what nobody needs: expired ids, documents that nothing refers to, what ingests left behind."""
+        return self._answer(lambda a: _record(Collected, a.gc), "gc", None, None)
