@@ -61,7 +61,7 @@ class FiguresInput(Structure):
                 ("document_tokens", POINTER(c_uint32)), ("keep", POINTER(BlocksKept)),
                 ("stable_layers", POINTER(c_uint32)), ("stable_layer_count", c_size_t), ("bytes_read", c_uint64),
                 ("bytes_stored", c_uint64), ("anchors_exceed_budget", c_bool), ("backend", c_char_p),
-                ("timing_ms", Timing)]
+                ("timing_ms", Timing), ("request", c_uint64)]
 
 
 class CacheInput(Structure):
@@ -100,7 +100,8 @@ class Counter(Structure):
 
 
 class IngestAnswer(Structure):
-    _fields_ = [("documents", POINTER(IngestedDocument)), ("count", c_size_t), ("prefill_ms", c_double)]
+    _fields_ = [("documents", POINTER(IngestedDocument)), ("count", c_size_t), ("prefill_ms", c_double),
+                ("request", c_uint64)]
 
 
 class AskAnswer(Structure):

@@ -42,12 +42,14 @@ class Figures:
     anchors_exceed_budget: bool
     backend: str
     timing_ms: typing.Dict[str, float]
+    request: int                            # the daemon's number of it, in its log and for `samkvctl trace`
 
 
 def read_figures(f: "_library.FiguresInput") -> Figures:
     """Copies them out of the library's memory."""
     names = ("documents", "preamble_tokens", "kept_tokens", "total_tokens", "next_position", "block_tokens",
-             "sequence_ratio", "recompute_ratio", "bytes_read", "bytes_stored", "anchors_exceed_budget")
+             "sequence_ratio", "recompute_ratio", "bytes_read", "bytes_stored", "anchors_exceed_budget",
+             "request")
     return Figures(top_p=f.top_p[:f.documents] if f.documents else [],
                    document_tokens=f.document_tokens[:f.documents] if f.documents else [],
                    keep=[f.keep[i].blocks[:f.keep[i].count] if f.keep[i].count else [] for i in range(f.documents)],
