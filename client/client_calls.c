@@ -162,6 +162,28 @@ enum samkv_status samkv_client_import(struct samkv_client *client, const struct 
     return status ? status : wait_for_stream(client, request, on_bundle_piece, &sink, reply, err);
 }
 
+struct compact_sink {
+    bool (*on_progress)(void *arg, const struct samkv_compact_answer *);
+    void *arg;
+};
+
+static bool on_compact_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct compact_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.compact);
+}
+
+enum samkv_status samkv_client_compact(struct samkv_client *client,
+                                       bool (*on_progress)(void *arg, const struct samkv_compact_answer *), void *arg,
+                                       struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct compact_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_compact(client, &request, err);
+    return status ? status : wait_for_stream(client, request, on_compact_piece, &sink, reply, err);
+}
+
 enum samkv_status samkv_client_list(struct samkv_client *client, const char *collection, const char *after,
                                     uint32_t limit, struct samkv_reply *reply, struct samkv_error *err)
 {
@@ -265,5 +287,21 @@ enum samkv_status samkv_client_status(struct samkv_client *client, struct samkv_
     uint64_t request;
     clear(reply);
     enum samkv_status status = samkv_client_submit_status(client, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_status_quick(struct samkv_client *client, uint32_t max_age_ms, struct samkv_reply *reply,
+                                            struct samkv_error *err)
+{
+    uint64_t request;
+    enum samkv_status status = samkv_client_submit_status_quick(client, max_age_ms, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+enum samkv_status samkv_client_trace(struct samkv_client *client, uint64_t id, uint32_t limit,
+                                     struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    enum samkv_status status = samkv_client_submit_trace(client, id, limit, &request, err);
     return status ? status : wait_for(client, request, reply, err);
 }

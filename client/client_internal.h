@@ -118,7 +118,7 @@ int64_t samkv_client_now_ms(void);
 
 struct samkv_reply_memory {
     ProtobufCMessage *message; /* strings of the answer point into it */
-    void *arrays[3];
+    void *arrays[4];
 };
 
 /* Fills an answer, failed ones included, from a frame whose fd and payload it uses up. out->status tells how it went.

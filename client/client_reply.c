@@ -60,6 +60,7 @@ enum samkv_status samkv_figures_fill(struct samkv_figures *out, const Samkv__Fet
         .bytes_stored = m->bytes_stored,
         .anchors_exceed_budget = m->anchors_exceed_budget,
         .backend = m->backend,
+        .request = m->request,
     };
     const Samkv__Timing *t = m->timing_ms;
     if (t)
@@ -102,7 +103,7 @@ static enum samkv_status fill_ingest(struct samkv_reply *reply, const ProtobufCM
                                                         .bytes_raw = d->bytes_raw,
                                                         .bytes_stored = d->bytes_stored};
     }
-    reply->answer.ingest = (struct samkv_ingest_answer){documents, m->n_documents, m->prefill_ms};
+    reply->answer.ingest = (struct samkv_ingest_answer){documents, m->n_documents, m->prefill_ms, m->request};
     return SAMKV_OK;
 }
 
@@ -160,7 +161,8 @@ static struct samkv_collection_info collection_info(const Samkv__Collection *c)
                                           .quota_bytes = c->quota_bytes,
                                           .ttl_s = c->ttl_s,
                                           .bytes_raw = c->bytes_raw,
-                                          .bytes_stored = c->bytes_stored};
+                                          .bytes_stored = c->bytes_stored,
+                                          .codec = c->codec};
 }
 
 static enum samkv_status fill_list(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
@@ -213,10 +215,18 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
     struct samkv_model_info *models = array(reply, 0, m->n_models, sizeof *models);
     struct samkv_counter *counters = array(reply, 1, m->n_counters, sizeof *counters);
     struct samkv_collection_info *collections = array(reply, 2, m->n_collection_list, sizeof *collections);
-    if (!models || !counters || !collections)
+    struct samkv_histogram_info *histograms = array(reply, 3, m->n_histograms, sizeof *histograms);
+    if (!models || !counters || !collections || !histograms)
         return no_memory(err);
     for (size_t i = 0; i < m->n_collection_list; i++)
         collections[i] = collection_info(m->collection_list[i]);
+    for (size_t i = 0; i < m->n_histograms; i++) {
+        const Samkv__Histogram *h = m->histograms[i];
+        if (h->n_counts != h->n_bounds + 1)
+            return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's histogram %.40s has not one count more than bounds",
+                              h->name);
+        histograms[i] = (struct samkv_histogram_info){h->name, h->phase, h->bounds, h->counts, h->n_bounds, h->sum};
+    }
     for (size_t i = 0; i < m->n_models; i++) {
         const Samkv__ModelStatus *s = m->models[i];
         models[i] = (struct samkv_model_info){.name = s->name,
@@ -254,7 +264,9 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
                                                         .evicted_bytes = m->evicted_bytes,
                                                         .expirations = m->expirations,
                                                         .collection_list = collections,
-                                                        .collection_count = m->n_collection_list};
+                                                        .collection_count = m->n_collection_list,
+                                                        .histograms = histograms,
+                                                        .histogram_count = m->n_histograms};
     return SAMKV_OK;
 }
 
@@ -323,6 +335,69 @@ static enum samkv_status fill_gc(struct samkv_reply *reply, const ProtobufCMessa
     return SAMKV_OK;
 }
 
+static enum samkv_status fill_compact(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                      struct samkv_error *err)
+{
+    (void)err;
+    const Samkv__CompactReply *m = (const Samkv__CompactReply *)message;
+    reply->answer.compact = (struct samkv_compact_answer){.bytes_moved = m->bytes_moved,
+                                                          .bytes_total = m->bytes_total,
+                                                          .bytes_file_before = m->bytes_file_before,
+                                                          .bytes_file = m->bytes_file,
+                                                          .bytes_allocated_before = m->bytes_allocated_before,
+                                                          .bytes_allocated = m->bytes_allocated,
+                                                          .bytes_used = m->bytes_used};
+    return SAMKV_OK;
+}
+
+static void fill_traced(struct samkv_traced_request *out, const Samkv__TracedRequest *m, struct samkv_span_info *spans)
+{
+    for (size_t i = 0; i < m->n_spans; i++)
+        spans[i] = (struct samkv_span_info){m->spans[i]->phase, m->spans[i]->start_ms, m->spans[i]->ms};
+    *out = (struct samkv_traced_request){.id = m->id,
+                                         .client_id = m->client_id,
+                                         .type = m->type,
+                                         .agent = m->agent,
+                                         .pid = m->pid,
+                                         .uid = m->uid,
+                                         .gid = m->gid,
+                                         .accepted_unix_ms = m->accepted_unix_ms,
+                                         .collection = m->collection,
+                                         .documents = (const char *const *)m->documents,
+                                         .documents_named = m->n_documents,
+                                         .document_count = m->document_count,
+                                         .running = m->running,
+                                         .ms = m->ms,
+                                         .status = (enum samkv_status)m->status,
+                                         .error = m->error,
+                                         .spans = spans,
+                                         .span_count = m->n_spans,
+                                         .request_bytes = m->request_bytes,
+                                         .reply_bytes = m->reply_bytes,
+                                         .cache_bytes = m->cache_bytes,
+                                         .read_bytes = m->read_bytes,
+                                         .tokens = m->tokens,
+                                         .kept_tokens = m->kept_tokens};
+}
+
+static enum samkv_status fill_trace(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__TraceReply *m = (const Samkv__TraceReply *)message;
+    size_t spans = 0, at = 0;
+    for (size_t i = 0; i < m->n_requests; i++)
+        spans += m->requests[i]->n_spans;
+    struct samkv_traced_request *requests = array(reply, 0, m->n_requests, sizeof *requests);
+    struct samkv_span_info *all = array(reply, 1, spans, sizeof *all);
+    if (!requests || !all)
+        return no_memory(err);
+    for (size_t i = 0; i < m->n_requests; i++) {
+        fill_traced(&requests[i], m->requests[i], all + at);
+        at += m->requests[i]->n_spans;
+    }
+    reply->answer.trace = (struct samkv_trace_answer){.requests = requests, .count = m->n_requests};
+    return SAMKV_OK;
+}
+
 /* ------------------------------------------------------------------ decoding */
 
 static const struct operation {
@@ -343,6 +418,8 @@ static const struct operation {
     [SAMKV_OPERATION_CONFIGURE] = {&samkv__configure_reply__descriptor, fill_configure},
     [SAMKV_OPERATION_PIN] = {&samkv__pin_reply__descriptor, fill_pin},
     [SAMKV_OPERATION_GC] = {&samkv__gc_reply__descriptor, fill_gc},
+    [SAMKV_OPERATION_COMPACT] = {&samkv__compact_reply__descriptor, fill_compact},
+    [SAMKV_OPERATION_TRACE] = {&samkv__trace_reply__descriptor, fill_trace},
 };
 
 static enum samkv_status decode(struct samkv_reply *out, struct samkv_incoming *incoming, struct samkv_error *err)
@@ -375,6 +452,7 @@ static void release(struct samkv_reply *reply)
     free(reply->owner->arrays[0]);
     free(reply->owner->arrays[1]);
     free(reply->owner->arrays[2]);
+    free(reply->owner->arrays[3]);
     free(reply->owner);
     reply->owner = NULL;
 }

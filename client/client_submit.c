@@ -54,6 +54,7 @@ static void fill_spec(Samkv__CollectionSpec *spec, Samkv__Tokens *preamble, cons
 {
     samkv__collection_spec__init(spec);
     spec->model = text(from->model);
+    spec->codec = text(from->codec);
     spec->has_preamble = from->has_preamble;
     if (from->has_preamble) {
         spec->preamble_text = bytes_of(from->preamble, from->preamble_bytes);
@@ -231,6 +232,24 @@ enum samkv_status samkv_client_submit_status(struct samkv_client *client, uint64
     return samkv_client_submit(client, SAMKV_OPERATION_STATUS, &message.base, request, err);
 }
 
+enum samkv_status samkv_client_submit_status_quick(struct samkv_client *client, uint32_t max_age_ms, uint64_t *request,
+                                                   struct samkv_error *err)
+{
+    Samkv__StatusRequest message = SAMKV__STATUS_REQUEST__INIT;
+    message.max_age_ms = max_age_ms;
+    message.histograms = true;
+    return samkv_client_submit(client, SAMKV_OPERATION_STATUS, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_trace(struct samkv_client *client, uint64_t id, uint32_t limit, uint64_t *request,
+                                            struct samkv_error *err)
+{
+    Samkv__TraceRequest message = SAMKV__TRACE_REQUEST__INIT;
+    message.id = id;
+    message.limit = limit;
+    return samkv_client_submit(client, SAMKV_OPERATION_TRACE, &message.base, request, err);
+}
+
 enum samkv_status samkv_client_submit_verify(struct samkv_client *client, const char *collection, bool repair,
                                              uint64_t *request, struct samkv_error *err)
 {
@@ -266,4 +285,10 @@ enum samkv_status samkv_client_submit_import(struct samkv_client *client, const 
     message.collection = text(options->collection);
     message.keep = options->keep;
     return submit_bundle(client, SAMKV_OPERATION_IMPORT, &message.base, fd, request, err);
+}
+
+enum samkv_status samkv_client_submit_compact(struct samkv_client *client, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__CompactRequest message = SAMKV__COMPACT_REQUEST__INIT;
+    return samkv_client_submit(client, SAMKV_OPERATION_COMPACT, &message.base, request, err);
 }

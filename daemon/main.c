@@ -9,6 +9,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/base/spin.h"
+#include "daemon/net/metrics_http.h"
 #include "daemon/net/server.h"
 #include "daemon/net/settings.h"
 #include "daemon/samkv/models.h"
@@ -20,6 +21,7 @@ static enum samkv_status open_store(const struct samkv_settings *s, struct samkv
     const struct samkv_store_options options = {.path = s->store,
                                                 .max_bytes = (uint64_t)s->store_max_bytes,
                                                 .codec = (enum samkv_codec)s->codec,
+                                                .compact = (enum samkv_compact)s->compact,
                                                 .direct = s->store_read == 1,
                                                 .host_cache_bytes = (uint64_t)s->host_cache_bytes,
                                                 .evict = s->when_full == SAMKV_WHEN_FULL_EVICT ||
@@ -51,6 +53,7 @@ struct samkv_daemon {
     struct samkv_models *models;
     struct samkv_service service;
     struct samkv_server *server;
+    struct samkv_metrics_http *metrics; /* NULL: nobody wants them */
 };
 
 static void warn(void *arg, const char *text)
@@ -93,6 +96,8 @@ static enum samkv_status start(struct samkv_daemon *d, const struct samkv_settin
         return st;
     bool activated = options.listener.activated;
     st = samkv_server_new(&options, &d->server, err);
+    if (st == SAMKV_OK && s->metrics)
+        st = samkv_metrics_http_start(&d->service, s->metrics, &d->metrics, err);
     if (st == SAMKV_OK)
         samkv_log(SAMKV_LOG_INFO, "ready version=%s socket=%s store=%s models=%zu workers=%d", SAMKV_VERSION,
                   activated ? "(systemd)" : s->socket, s->store, d->models->count, options.workers);
@@ -101,6 +106,7 @@ static enum samkv_status start(struct samkv_daemon *d, const struct samkv_settin
 
 static void stop(struct samkv_daemon *d)
 {
+    samkv_metrics_http_stop(d->metrics);
     samkv_server_free(d->server);
     samkv_models_close(d->models);
     samkv_store_close(d->store);
@@ -197,6 +203,7 @@ int main(int argc, char **argv)
     struct samkv_error err;
     int exit_code = EXIT_SUCCESS;
     samkv_spin_briefly(argv);
+    samkv_log_find_journal();
     return_large_blocks();
     allow_descriptors();
     umask(0027);
@@ -212,7 +219,7 @@ int main(int argc, char **argv)
     } else if (settings.help) {
         samkv_settings_help(stdout);
     } else if (settings.version) {
-        puts("samkvd " SAMKV_VERSION);
+        puts(samkv_metrics_http_is_built() ? "samkvd " SAMKV_VERSION : "samkvd " SAMKV_VERSION " (without --metrics)");
     } else if (settings.dump_config) {
         samkv_settings_dump(&settings, stdout);
     } else if (settings.salvage) {

@@ -20,6 +20,16 @@ static uint64_t get_le(const uint8_t *in, int bytes)
     return value;
 }
 
+const char *samkv_type_name(uint16_t type)
+{
+    static const char *const names[] = {
+#define TYPE_NAME(name, value) [value] = #name,
+        SAMKV_TYPE_MAP(TYPE_NAME)
+#undef TYPE_NAME
+    };
+    return type < sizeof names / sizeof *names && names[type] ? names[type] : "?";
+}
+
 void samkv_frame_encode(const struct samkv_frame *frame, uint8_t out[SAMKV_FRAME_HEADER_BYTES])
 {
     put_le(out, frame->payload_bytes, 4);

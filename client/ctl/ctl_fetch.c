@@ -117,7 +117,7 @@ static void print_timing(const struct samkv_figures *f)
         printf("%s %s %.1f", i ? "," : "", parts[i].name, parts[i].ms);
     fputs("; on ", stdout);
     ctl_put(stdout, f->backend, strlen(f->backend), -1, false);
-    putchar('\n');
+    printf("; req %llu\n", (unsigned long long)f->request);
 }
 
 /* Of the file, and of what lies on a device beside it. */

@@ -28,7 +28,7 @@
 
 struct ingest_args {
     struct ctl_common common;
-    const char *model, *collection, *preamble;
+    const char *model, *collection, *preamble, *codec;
     struct ctl_tokens preamble_tokens;
     int64_t block_size, init_tokens, local_tokens, chunk_tokens, quota_bytes, ttl_s;
 };
@@ -64,6 +64,8 @@ static const struct ctl_option options[] = {
      .kind = CTL_CUSTOM,
      .apply = apply_ttl,
      .help = "after which a new collection's ids go, like 7d [never]"},
+    {"codec", "NAME", CTL_TEXT, offsetof(struct ingest_args, codec),
+     "of a new collection: rans, zstd, raw (lossless), q8 or q4 [the daemon's]"},
     {"chunk-tokens", "N", CTL_INTEGER, offsetof(struct ingest_args, chunk_tokens),
      "split longer documents into ID#1, ID#2, ..", .min = 1, .max = UINT32_MAX},
     {"json", NULL, CTL_FLAG, offsetof(struct ctl_common, json), "print one JSON object"},
@@ -210,6 +212,7 @@ static void send_document(struct ingest *in, struct flight *flight)
     d.chunk_tokens = (uint32_t)args->chunk_tokens;
     d.spec = (struct samkv_collection_options){
         .model = args->model,
+        .codec = args->codec,
         .has_preamble = args->preamble || args->preamble_tokens.given,
         .preamble = args->preamble,
         .preamble_bytes = args->preamble ? strlen(args->preamble) : 0,

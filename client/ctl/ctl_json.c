@@ -61,6 +61,7 @@ json_t *ctl_json_collection(const struct samkv_collection_info *c)
     json_object_set_new(o, "name", ctl_json_text(c->name));
     json_object_set_new(o, "model", ctl_json_text(c->model));
     json_object_set_new(o, "dtype", ctl_json_text(c->dtype));
+    json_object_set_new(o, "codec", ctl_json_text(c->codec));
     json_object_set_new(o, "block_size", whole(c->block_tokens));
     json_object_set_new(o, "init_tokens", whole(c->init_tokens));
     json_object_set_new(o, "local_tokens", whole(c->local_tokens));
@@ -121,6 +122,7 @@ void ctl_json_figures(json_t *o, const struct samkv_figures *f)
     json_object_set_new(o, "bytes_stored", whole(f->bytes_stored));
     json_object_set_new(o, "backend", ctl_json_text(f->backend));
     json_object_set_new(o, "timing_ms", timing(&f->timing_ms));
+    json_object_set_new(o, "request", whole(f->request));
 }
 
 int ctl_json_print(json_t *object)

@@ -63,9 +63,9 @@ static void print_documents(const struct samkv_list_answer *page)
 static void print_collections(const struct samkv_list_answer *list)
 {
     struct ctl_table table = {
-        .columns = 8,
-        .names = {"COLLECTION", "DOCUMENTS", "BLOCK", "INIT", "LOCAL", "PREAMBLE", "DTYPE", "MODEL"},
-        .right = {false, true, true, true, true, true, false, false},
+        .columns = 9,
+        .names = {"COLLECTION", "DOCUMENTS", "BLOCK", "INIT", "LOCAL", "PREAMBLE", "DTYPE", "CODEC", "MODEL"},
+        .right = {false, true, true, true, true, true, false, false, false},
     };
     for (size_t i = 0; i < list->collection_count; i++) {
         const struct samkv_collection_info *c = &list->collections[i];
@@ -77,6 +77,7 @@ static void print_collections(const struct samkv_list_answer *list)
                                count_cell(&local, c->local_tokens),
                                count_cell(&preamble, c->preamble_tokens),
                                c->dtype,
+                               c->codec,
                                c->model};
         if (!ctl_table_add(&table, cells))
             break;

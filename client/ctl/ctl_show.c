@@ -32,6 +32,7 @@ static void print_document(const struct samkv_show_answer *a)
         field("title", d->title);
     field("collection", c->name);
     field("model", c->model);
+    field("codec", c->codec);
     printf("%-12s%s in %u blocks of %u, behind %u of the preamble\n", "tokens", ctl_count(&tokens, d->tokens),
            d->blocks, c->block_tokens, c->preamble_tokens);
     printf("%-12s%s for %s of KV, index included (%s)\n", "stored", ctl_bytes(&stored, d->bytes_stored),

@@ -32,6 +32,14 @@ int ctl_terminal_columns(FILE *file)
     return size.ws_col;
 }
 
+int ctl_terminal_rows(FILE *file)
+{
+    struct winsize size;
+    if (ioctl(fileno(file), TIOCGWINSZ, &size) || !size.ws_row)
+        return 24;
+    return size.ws_row;
+}
+
 /* ------------------------------------------------------------------ numbers */
 
 const char *ctl_bytes(struct ctl_buffer *out, uint64_t bytes)

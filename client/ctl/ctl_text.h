@@ -16,6 +16,9 @@ bool ctl_is_terminal(FILE *);
 /* Columns of the terminal behind it; 80 when it does not say. */
 int ctl_terminal_columns(FILE *);
 
+/* Lines likewise; 24 when it does not say. */
+int ctl_terminal_rows(FILE *);
+
 /* Room for any of the next ones. */
 struct ctl_buffer {
     char text[32];
@@ -45,7 +48,7 @@ const char *ctl_span(struct ctl_buffer *, uint64_t seconds);
 
 /* ------------------------------------------------------------------ tables */
 
-#define CTL_MAX_COLUMNS 8
+#define CTL_MAX_COLUMNS 12
 
 /* On a terminal aligned columns under a header, elsewhere tab-separated lines without one. */
 struct ctl_table {
@@ -66,6 +69,8 @@ void ctl_table_free(struct ctl_table *);
 json_t *ctl_json_text(const char *);
 json_t *ctl_json_real(double);
 json_t *ctl_json_documents(const struct samkv_document_info *, size_t count);
+/* What became of a request: as `trace` prints it. */
+json_t *ctl_json_traced(const struct samkv_traced_request *);
 json_t *ctl_json_collection(const struct samkv_collection_info *);
 /* Adds what a fetch did, under the names of the manual. */
 void ctl_json_figures(json_t *object, const struct samkv_figures *);

@@ -104,6 +104,7 @@ struct samkv_collection_options {
     size_t preamble_token_count;
     int64_t block_tokens, init_tokens, local_tokens; /* -1: as stored, else 16, 16, 16 */
     int64_t quota_bytes, ttl_s; /* of stored bytes; seconds that an id lives. -1: as stored, else 0: none */
+    const char *codec;          /* "raw", "zstd", "rans", "q8", "q4"; NULL: as stored, else the daemon's default */
 };
 
 /* One document. samkv_document_init gives the defaults. */
@@ -117,7 +118,7 @@ struct samkv_document {
     size_t token_count;
     uint32_t chunk_tokens; /* split a longer document into id#1, id#2, …; 0: refuse what exceeds the model's context */
     struct samkv_collection_options spec;
-    uint64_t reserved[4];
+    uint64_t reserved[3];
 };
 SAMKV_API void samkv_document_init(struct samkv_document *);
 
@@ -199,6 +200,7 @@ struct samkv_figures {
     bool anchors_exceed_budget; /* the anchors alone are more than the ratio allows */
     const char *backend;
     struct samkv_timing timing_ms;
+    uint64_t request; /* the daemon's number of this request, in its log and for samkv_client_trace; 0: it has none */
 };
 
 /*
@@ -284,12 +286,22 @@ struct samkv_collection_info {
     uint64_t documents;
     uint64_t quota_bytes, ttl_s;      /* 0: none */
     uint64_t bytes_raw, bytes_stored; /* of its documents; what another collection has too counts in both */
+    const char *codec;
 };
 
 struct samkv_model_info {
     const char *name, *path, *device, *fingerprint, *dtype; /* dtype: of what is stored */
     uint32_t layers, context_tokens;
     uint64_t weight_bytes;
+};
+
+/* How often a value fell between bounds: counts[i] above bounds[i - 1] and at most bounds[i]. */
+struct samkv_histogram_info {
+    const char *name, *phase; /* "fetch_phase_seconds", "read"; phase may be "" */
+    const double *bounds;     /* [bound_count] */
+    const uint64_t *counts;   /* [bound_count + 1] */
+    size_t bound_count;
+    double sum;
 };
 
 struct samkv_counter {
@@ -313,12 +325,15 @@ enum samkv_operation {
     SAMKV_OPERATION_GC = 13,
     SAMKV_OPERATION_EXPORT = 14,
     SAMKV_OPERATION_IMPORT = 15,
+    SAMKV_OPERATION_COMPACT = 16,
+    SAMKV_OPERATION_TRACE = 17,
 };
 
 struct samkv_ingest_answer {
     const struct samkv_ingested_document *documents; /* more than one when it was split */
     size_t count;
     double prefill_ms; /* device time */
+    uint64_t request;  /* as in struct samkv_figures */
 };
 
 struct samkv_ask_answer {
@@ -366,6 +381,8 @@ struct samkv_status_answer {
     uint64_t evictions, evicted_bytes, expirations;      /* since the daemon's start */
     const struct samkv_collection_info *collection_list; /* by name, the first hundred; `documents` counts ids */
     size_t collection_count;
+    const struct samkv_histogram_info *histograms; /* samkv_client_status_quick only */
+    size_t histogram_count;
 };
 
 struct samkv_configure_answer {
@@ -385,6 +402,38 @@ struct samkv_gc_answer {
     uint64_t bytes_freed;
 };
 
+struct samkv_span_info {
+    const char *phase;
+    double start_ms, ms; /* since the daemon took the request; spans may overlap */
+};
+
+/* What became of one request. */
+struct samkv_traced_request {
+    uint64_t id, client_id; /* the daemon's number, and that of the client */
+    const char *type;       /* "FETCH" */
+    const char *agent;
+    uint32_t pid, uid, gid;
+    int64_t accepted_unix_ms;
+    const char *collection;
+    const char *const *documents; /* the first few */
+    size_t documents_named, document_count;
+    bool running; /* it goes on: ms is to now, and what is below is not known yet */
+    double ms;
+    enum samkv_status status;
+    const char *error;                   /* "" when there was none */
+    const struct samkv_span_info *spans; /* by start */
+    size_t span_count;
+    uint64_t request_bytes, reply_bytes; /* over the socket */
+    uint64_t cache_bytes;                /* of the memory that was handed out */
+    uint64_t read_bytes;                 /* of the store */
+    uint64_t tokens, kept_tokens;
+};
+
+struct samkv_trace_answer {
+    const struct samkv_traced_request *requests; /* those that run, then the last ones, newest first */
+    size_t count;
+};
+
 struct samkv_verify_answer {
     uint64_t documents, documents_total, blocks, bytes, damaged, repaired;
     const char *const *damaged_ids; /* "collection/id"; at most 100 */
@@ -401,7 +450,15 @@ struct samkv_bundle_answer {
     uint64_t kept;               /* import: stand for something else, and still do */
 };
 
-/* One answer, or one piece of a streamed one (ask, verify, export, import, gc, remove of a collection). */
+struct samkv_compact_answer {
+    uint64_t bytes_moved, bytes_total;                /* so far, and about how many there are */
+    uint64_t bytes_file_before, bytes_file;           /* size of the data file */
+    uint64_t bytes_allocated_before, bytes_allocated; /* what the disk has given for it */
+    uint64_t bytes_used;                              /* of what it holds */
+};
+
+/* One answer, or one piece of a streamed one (ask, verify, export, import, gc, compact, remove of a
+ * collection). */
 struct samkv_reply {
     uint64_t request; /* what submit gave */
     enum samkv_operation operation;
@@ -421,6 +478,8 @@ struct samkv_reply {
         struct samkv_configure_answer configure;
         struct samkv_pin_answer pin;
         struct samkv_gc_answer gc;
+        struct samkv_compact_answer compact;
+        struct samkv_trace_answer trace;
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;
@@ -491,6 +550,17 @@ SAMKV_API enum samkv_status samkv_client_gc(struct samkv_client *,
 SAMKV_API enum samkv_status samkv_client_status(struct samkv_client *, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
 
+/* For whoever looks often: what is stored may be added up max_age_ms ago; with histograms. */
+SAMKV_API enum samkv_status samkv_client_status_quick(struct samkv_client *, uint32_t max_age_ms,
+                                                      struct samkv_reply *reply,
+                                                      struct samkv_error *err) SAMKV_MUST_USE;
+
+/* What became of the request with this number of the daemon's, NOT_FOUND when it is among the last ones no more; id 0:
+ * of at most `limit` (0: all that the daemon remembers). Only of this user's own, unless that is root or the daemon's.
+ */
+SAMKV_API enum samkv_status samkv_client_trace(struct samkv_client *, uint64_t id, uint32_t limit,
+                                               struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
+
 /* collection NULL or "": all of them. on_progress as on_text above. Damage found is OK: see the answer. */
 SAMKV_API enum samkv_status samkv_client_verify(struct samkv_client *, const char *collection, bool repair,
                                                 bool (*on_progress)(void *arg, const struct samkv_verify_answer *),
@@ -529,6 +599,13 @@ SAMKV_API enum samkv_status samkv_client_import(struct samkv_client *, const str
                                                 bool (*on_progress)(void *arg, const struct samkv_bundle_answer *),
                                                 void *arg, struct samkv_reply *reply,
                                                 struct samkv_error *err) SAMKV_MUST_USE;
+
+/* Has the daemon make its data file as small as what it holds. on_progress as on_text above; false stops the waiting.
+ */
+SAMKV_API enum samkv_status samkv_client_compact(struct samkv_client *,
+                                                 bool (*on_progress)(void *arg, const struct samkv_compact_answer *),
+                                                 void *arg, struct samkv_reply *reply,
+                                                 struct samkv_error *err) SAMKV_MUST_USE;
 
 /* ------------------------------------------------------------------ for event loops */
 /*
@@ -581,6 +658,13 @@ SAMKV_API enum samkv_status samkv_client_submit_export(struct samkv_client *, co
 SAMKV_API enum samkv_status samkv_client_submit_import(struct samkv_client *, const struct samkv_import_options *,
                                                        int fd, uint64_t *request,
                                                        struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_status_quick(struct samkv_client *, uint32_t max_age_ms,
+                                                             uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_trace(struct samkv_client *, uint64_t id, uint32_t limit,
+                                                      uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+
+SAMKV_API enum samkv_status samkv_client_submit_compact(struct samkv_client *, uint64_t *request,
+                                                        struct samkv_error *err) SAMKV_MUST_USE;
 
 /* Drops the answer of a request in flight, and unmaps device memory that came for it already; the daemon works on. Its
  * place is free again when that answer has come. */

@@ -102,6 +102,14 @@ enum samkv_status samkv_pool_new(int workers, int queue, struct samkv_pool **out
     return SAMKV_OK;
 }
 
+int samkv_pool_waiting(struct samkv_pool *pool, enum samkv_urgency urgency)
+{
+    pthread_mutex_lock(&pool->lock);
+    int count = pool->queues[urgency].count;
+    pthread_mutex_unlock(&pool->lock);
+    return count;
+}
+
 static struct pool_job *pop_any(struct samkv_pool *pool)
 {
     pthread_mutex_lock(&pool->lock);

@@ -23,6 +23,9 @@ void samkv_pool_drop_queued(struct samkv_pool *);
 enum samkv_status samkv_pool_submit(struct samkv_pool *, enum samkv_urgency, void (*fn)(void *arg, bool cancelled),
                                     void *arg) SAMKV_MUST_USE;
 
+/* Jobs of this class that wait now. Any thread. */
+int samkv_pool_waiting(struct samkv_pool *, enum samkv_urgency);
+
 /* Calls fn(arg, i) for i in [0, n), on the caller and on up to `threads` - 1 short-lived helper threads; returns when
  * all are done. */
 void samkv_parallel_for(int n, int threads, void (*fn)(void *arg, int i), void *arg);

@@ -96,7 +96,9 @@ static enum samkv_status full_prompt(struct answer *a)
         status = allocate_cache(a);
     if (status)
         return status;
+    double since = samkv_now_ms();
     samkv_lane_call(job->engine.lane, SAMKV_URGENT, prefill_on_lane, a);
+    samkv_fetch_job_lap(job, SAMKV_PHASE_PREFILL, &since);
     return a->status;
 }
 
@@ -220,7 +222,9 @@ static enum samkv_status tokenise_question(struct answer *a, struct samkv_models
 static enum samkv_status prompt(struct answer *a, struct samkv_models *models, struct samkv_store *store,
                                 const struct samkv_fetch_request *fetch)
 {
+    double since = samkv_now_ms();
     enum samkv_status status = samkv_fetch_job_open(&a->job, models, store, fetch, a->err);
+    samkv_trace_lap(fetch->trace, SAMKV_PHASE_OPEN, &since);
     if (status)
         return status;
     return a->request->method == SAMKV_ASK_FULL ? full_prompt(a) : sparse_prompt(a);
@@ -251,7 +255,9 @@ static enum samkv_status run(struct answer *a, struct samkv_models *models, stru
     a->row = (int32_t)a->job.rows;
     a->position = a->job.position[a->job.rows - 1] + 1;
     a->out->prompt_tokens = a->job.rows;
+    double since = samkv_now_ms();
     status = decode(a);
+    samkv_trace_lap(fetch.trace, SAMKV_PHASE_DECODE, &since);
     a->out->answer_tokens = (uint32_t)a->tokens.count;
     a->out->total_ms = samkv_now_ms() - started;
     if (!status && a->request->method == SAMKV_ASK_SAMKV)

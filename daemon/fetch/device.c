@@ -343,13 +343,13 @@ enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct sa
     enum samkv_status status = plan_init(&p, job, err);
     if (!status)
         status = bring_anchors(&p);
-    job->timing.index = samkv_lap_ms(&since);
+    job->timing.index = samkv_fetch_job_lap(job, SAMKV_PHASE_INDEX, &since);
     if (!status)
         status = score(&p);
-    job->timing.query = samkv_lap_ms(&since);
+    job->timing.query = samkv_fetch_job_lap(job, SAMKV_PHASE_QUERY, &since);
     if (!status)
         status = samkv_fetch_job_select(job, p.documents, NULL, p.scores, err);
-    job->timing.select = samkv_lap_ms(&since);
+    job->timing.select = samkv_fetch_job_lap(job, SAMKV_PHASE_SELECT, &since);
     plan_deinit(&p);
     return status;
 }
@@ -420,7 +420,7 @@ static void recompute_on_lane(void *arg)
     recompute.before_layer_arg = f;
     double since = samkv_now_ms();
     f->status = samkv_recompute(&job->engine, &job->cache, &recompute, &f->recompute_err);
-    job->timing.recompute = samkv_now_ms() - since;
+    job->timing.recompute = samkv_fetch_job_lap(job, SAMKV_PHASE_RECOMPUTE, &since);
 }
 
 /* Blocks [first, end) of the list, brought and placed. */
@@ -431,7 +431,7 @@ static enum samkv_status load(struct fill *f, size_t first, size_t end, struct s
     enum samkv_status status = bring(&f->list, first, end, err);
     if (!status)
         status = place(&f->list, first, end, &job->cache, job->position, job->rows, err);
-    job->timing.read += samkv_now_ms() - since;
+    job->timing.read += samkv_fetch_job_lap(job, SAMKV_PHASE_READ, &since);
     return status;
 }
 

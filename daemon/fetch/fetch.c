@@ -144,7 +144,7 @@ static enum samkv_status run_unified(struct reply *r, struct samkv_error *err)
     struct samkv_fetch_job *job = r->job;
     double since = samkv_now_ms();
     enum samkv_status status = prepare_buffers(r, err);
-    job->timing.reply = samkv_lap_ms(&since);
+    job->timing.reply = samkv_fetch_job_lap(job, SAMKV_PHASE_REPLY, &since);
     if (!status)
         status = samkv_fetch_job_fill(job, NULL, NULL, err);
     samkv_lap_ms(&since);
@@ -153,7 +153,7 @@ static enum samkv_status run_unified(struct reply *r, struct samkv_error *err)
                                r->memory.layout.v_offset - r->memory.layout.k_offset, err);
     if (!status)
         status = seal(r, err);
-    job->timing.reply += samkv_lap_ms(&since);
+    job->timing.reply += samkv_fetch_job_lap(job, SAMKV_PHASE_REPLY, &since);
     return status;
 }
 
@@ -249,7 +249,7 @@ static enum samkv_status run_discrete(struct reply *r, struct samkv_error *err)
     struct samkv_error meanwhile_err = {0};
     double since = samkv_now_ms();
     enum samkv_status status = allocate_cache(r, err);
-    job->timing.reply = samkv_lap_ms(&since);
+    job->timing.reply = samkv_fetch_job_lap(job, SAMKV_PHASE_REPLY, &since);
     r->err = &meanwhile_err;
     if (!status)
         status = samkv_fetch_job_fill(job, make_hand_off, r, err);
@@ -261,7 +261,7 @@ static enum samkv_status run_discrete(struct reply *r, struct samkv_error *err)
     }
     if (!status)
         status = finish_on_device(r, err);
-    job->timing.reply += samkv_lap_ms(&since);
+    job->timing.reply += samkv_fetch_job_lap(job, SAMKV_PHASE_REPLY, &since);
     return status;
 }
 
@@ -306,7 +306,9 @@ static enum samkv_status attempt(struct samkv_models *models, struct samkv_store
     struct samkv_fetch_job job;
     struct reply reply = {.job = &job, .memory.fd = -1, .device_fd = -1};
     *out = (struct samkv_fetch_result){.memfd = -1, .device_fd = -1};
+    double since = samkv_now_ms();
     enum samkv_status status = samkv_fetch_job_open(&job, models, store, request, err);
+    samkv_trace_lap(request->trace, SAMKV_PHASE_OPEN, &since);
     if (!status)
         status = run(&reply, err);
     if (!status)

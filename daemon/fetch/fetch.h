@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "daemon/base/trace.h"
 #include "daemon/samkv/lease.h"
 #include "daemon/samkv/models.h"
 #include "daemon/store/store.h"
@@ -42,7 +43,8 @@ struct samkv_fetch_request {
     bool compact; /* positions=compact, else original */
     bool with_query;
     enum samkv_placement placement;
-    const bool *cancelled; /* the client is gone; may be NULL */
+    const bool *cancelled;     /* the client is gone; may be NULL */
+    struct samkv_trace *trace; /* what a fetch that fails did is noted as well; may be NULL */
     /*
      * SAMKV_PLACE_DEVICE: called while the device computes, once the memory of K and V is known, so that the client
      * maps it meanwhile. Of *memory, layout and the device's fields are filled; its lease (a share of it) and

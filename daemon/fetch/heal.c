@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/ingest/spec.h"
 #include "daemon/ingest/repair.h"
@@ -26,6 +27,7 @@ enum samkv_status samkv_fetch_heal(struct samkv_models *models, struct samkv_sto
     struct samkv_collection collection = {0};
     struct samkv_snapshot *snapshot;
     uint64_t repaired = 0;
+    double since = samkv_now_ms();
     enum samkv_status status = samkv_snapshot_begin(store, &snapshot, err);
     if (status)
         return status;
@@ -41,6 +43,9 @@ enum samkv_status samkv_fetch_heal(struct samkv_models *models, struct samkv_sto
     }
     samkv_collection_deinit(&collection);
     samkv_snapshot_end(snapshot);
+    samkv_trace_lap(request->trace, SAMKV_PHASE_HEAL, &since);
+    if (request->trace)
+        request->trace->repaired += repaired;
     samkv_log(SAMKV_LOG_WARNING, "damage met by a fetch: collection=%s repaired=%llu records, %s", collection_name,
               (unsigned long long)repaired, status ? "not all" : "trying again");
     return status;

@@ -64,6 +64,12 @@ struct samkv_fetch_job {
     struct samkv_fetch_timing timing;
 };
 
+/* Milliseconds since *since, which becomes now; the trace gets them as this phase. */
+static inline double samkv_fetch_job_lap(const struct samkv_fetch_job *job, enum samkv_phase phase, double *since)
+{
+    return samkv_trace_lap(job->request->trace, phase, since);
+}
+
 /* Validates the request and reads everything small: collection, manifests, the query's tokens. with_query of
  * the request may be forced (ask). The job is zeroed first; close it in every case. */
 enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *, struct samkv_models *, struct samkv_store *,

@@ -196,15 +196,15 @@ enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *job, struct samkv
         status = read_index(&p);
     if (!status)
         status = read_anchors(&p);
-    job->timing.index = samkv_lap_ms(&since);
+    job->timing.index = samkv_fetch_job_lap(job, SAMKV_PHASE_INDEX, &since);
     if (!status) {
         samkv_lane_call(job->engine.lane, SAMKV_URGENT, query_on_lane, &p);
         status = p.status;
     }
-    job->timing.query = samkv_lap_ms(&since);
+    job->timing.query = samkv_fetch_job_lap(job, SAMKV_PHASE_QUERY, &since);
     if (!status)
         status = choose(&p);
-    job->timing.select = samkv_lap_ms(&since);
+    job->timing.select = samkv_fetch_job_lap(job, SAMKV_PHASE_SELECT, &since);
     plan_deinit(&p);
     return status;
 }

@@ -124,7 +124,7 @@ static enum samkv_status load(struct samkv_fetch_job *job, struct samkv_error *e
     size_t n = list_blocks(job, loads);
     enum samkv_status status = samkv_load_blocks(job->snapshot, loads, n, &job->stage, err);
     free(loads);
-    job->timing.read = samkv_now_ms() - since;
+    job->timing.read = samkv_fetch_job_lap(job, SAMKV_PHASE_READ, &since);
     return status;
 }
 
@@ -172,6 +172,6 @@ enum samkv_status samkv_fetch_job_fill(struct samkv_fetch_job *job, void (*meanw
     if (status)
         return status;
     samkv_lane_call(job->engine.lane, SAMKV_URGENT, recompute_on_lane, &work);
-    job->timing.recompute = samkv_now_ms() - since;
+    job->timing.recompute = samkv_fetch_job_lap(job, SAMKV_PHASE_RECOMPUTE, &since);
     return work.status;
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/ids.h"
 #include "daemon/ingest/spec.h"
 #include "daemon/ingest/run.h"
@@ -20,7 +21,7 @@ struct job {
     struct samkv_collection collection;
     struct samkv_engine engine; /* a copy, so that `stored` can be the collection's */
     struct samkv_ids ids;       /* of the whole document */
-    double prefill_ms;
+    double prefill_ms, commit_ms;
 };
 
 /* ------------------------------------------------------------------ records */
@@ -39,15 +40,19 @@ static enum samkv_status write_document(struct job *job, const struct samkv_piec
                                         const char *collection, const char *id, struct samkv_error *err)
 {
     const struct samkv_sink sink = {on_block, on_index, writer};
+    double since = samkv_now_ms();
     enum samkv_status status = collection ? samkv_writer_admit(writer, collection, err) : SAMKV_OK;
     if (!status)
         status =
             samkv_run_prefill(&job->engine, job->store, piece, &sink, job->request->cancelled, &job->prefill_ms, err);
+    samkv_trace_lap(job->request->trace, SAMKV_PHASE_PREFILL, &since);
     if (status) {
         samkv_writer_abort(writer);
         return status;
     }
-    return samkv_writer_commit(writer, collection, id, job->request->title, err);
+    status = samkv_writer_commit(writer, collection, id, job->request->title, err);
+    job->commit_ms += samkv_trace_lap(job->request->trace, SAMKV_PHASE_COMMIT, &since);
+    return status;
 }
 
 /* Writes the piece unless a document of its key is there; collection NULL: without a name. */
@@ -239,7 +244,8 @@ static enum samkv_status open_collection(struct job *job, bool *exists, struct s
     enum samkv_status status = samkv_snapshot_begin(job->store, &snapshot, err);
     if (status)
         return status;
-    status = samkv_spec_resolve(job->models, snapshot, job->request, &job->collection, &engine, exists, err);
+    status = samkv_spec_resolve(job->models, snapshot, job->request, samkv_store_codec(job->store), &job->collection,
+                                &engine, exists, err);
     samkv_snapshot_end(snapshot);
     if (!status) {
         job->engine = *engine;
@@ -267,6 +273,7 @@ enum samkv_status samkv_ingest(struct samkv_models *models, struct samkv_store *
     if (!status)
         status = ingest_all(&job, err);
     out->prefill_ms = job.prefill_ms;
+    out->commit_ms = job.commit_ms;
     samkv_ids_deinit(&job.ids);
     samkv_collection_deinit(&job.collection);
     if (status)

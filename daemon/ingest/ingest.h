@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "daemon/base/trace.h"
 #include "daemon/samkv/models.h"
 #include "daemon/store/store.h"
 
@@ -23,6 +24,7 @@ struct samkv_collection_spec {
     bool preamble_is_text;
     int64_t block_tokens, init_tokens, local_tokens; /* -1: unset. Defaults 16, 16, 16 */
     int64_t quota_bytes, ttl_s;                      /* -1: unset. Defaults 0, 0: none */
+    const char *codec;                               /* NULL or "": unset. Default: the store's */
 };
 
 struct samkv_ingest_request {
@@ -34,8 +36,9 @@ struct samkv_ingest_request {
     const int32_t *tokens;
     size_t token_count;
     struct samkv_collection_spec spec;
-    uint32_t chunk_tokens; /* 0: do not split */
-    const bool *cancelled; /* set when the client is gone; looked at between chunks. May be NULL */
+    uint32_t chunk_tokens;     /* 0: do not split */
+    const bool *cancelled;     /* set when the client is gone; looked at between chunks. May be NULL */
+    struct samkv_trace *trace; /* may be NULL */
 };
 
 struct samkv_ingested {
@@ -48,7 +51,8 @@ struct samkv_ingested {
 struct samkv_ingest_result {
     struct samkv_ingested *documents; /* heap; samkv_ingest_result_deinit */
     size_t count;
-    double prefill_ms;
+    double prefill_ms; /* device time */
+    double commit_ms;  /* from the last record to the disk */
 };
 
 enum samkv_status samkv_ingest(struct samkv_models *, struct samkv_store *, const struct samkv_ingest_request *,

@@ -60,6 +60,17 @@ static enum samkv_status pick_sizes(const struct samkv_collection_spec *spec, st
     return status;
 }
 
+static enum samkv_status pick_codec(const char *asked, enum samkv_codec otherwise, enum samkv_codec *out,
+                                    struct samkv_error *err)
+{
+    int codec = asked && *asked ? samkv_codec_parse(asked) : (int)otherwise;
+    if (codec < 0)
+        return samkv_fail(err, SAMKV_INVALID, "there is no codec '%.20s': say raw, zstd, rans (all lossless), q8 or q4",
+                          asked);
+    *out = (enum samkv_codec)codec;
+    return SAMKV_OK;
+}
+
 static enum samkv_status check_tokens(const int32_t *tokens, size_t count, uint32_t vocab, struct samkv_error *err)
 {
     for (size_t i = 0; i < count; i++)
@@ -124,14 +135,14 @@ static void take_model(struct samkv_collection *c, const struct samkv_engine *en
 }
 
 static enum samkv_status make_new(struct samkv_models *models, const struct samkv_ingest_request *r,
-                                  struct samkv_collection *c, struct samkv_engine **engine, struct samkv_error *err)
+                                  enum samkv_codec codec, struct samkv_collection *c, struct samkv_engine **engine,
+                                  struct samkv_error *err)
 {
     const char *name = name_of(r->collection);
     *c = (struct samkv_collection){
         .block_tokens = SAMKV_DEFAULT_BLOCK_TOKENS,
         .init_tokens = SAMKV_DEFAULT_INIT_TOKENS,
         .local_tokens = SAMKV_DEFAULT_LOCAL_TOKENS,
-        .codec = SAMKV_CODEC_ZSTD,
     };
     if (strlen(name) > SAMKV_ID_MAX_BYTES)
         return samkv_fail(err, SAMKV_INVALID, "the collection's name is longer than %d bytes", SAMKV_ID_MAX_BYTES);
@@ -144,7 +155,9 @@ static enum samkv_status make_new(struct samkv_models *models, const struct samk
     take_model(c, *engine);
     c->quota_bytes = r->spec.quota_bytes > 0 ? (uint64_t)r->spec.quota_bytes : 0;
     c->ttl_s = r->spec.ttl_s > 0 ? (uint64_t)r->spec.ttl_s : 0;
-    enum samkv_status status = pick_sizes(&r->spec, c, err);
+    enum samkv_status status = pick_codec(r->spec.codec, codec, &c->codec, err);
+    if (!status)
+        status = pick_sizes(&r->spec, c, err);
     return status ? status : set_preamble(r, *engine, c, err);
 }
 
@@ -182,8 +195,12 @@ static enum samkv_status compare(struct samkv_models *models, const struct samkv
             return differs(c, "model", err);
     }
     enum samkv_status status = pick_sizes(spec, &wanted, err);
+    if (!status)
+        status = pick_codec(spec->codec, c->codec, &wanted.codec, err);
     if (status)
         return status;
+    if (wanted.codec != c->codec)
+        return differs(c, "codec", err);
     if (wanted.block_tokens != c->block_tokens)
         return differs(c, "block size", err);
     if (wanted.init_tokens != c->init_tokens || wanted.local_tokens != c->local_tokens)
@@ -203,13 +220,14 @@ static enum samkv_status compare(struct samkv_models *models, const struct samkv
 }
 
 enum samkv_status samkv_spec_resolve(struct samkv_models *models, struct samkv_snapshot *snapshot,
-                                     const struct samkv_ingest_request *r, struct samkv_collection *out,
-                                     struct samkv_engine **engine, bool *exists, struct samkv_error *err)
+                                     const struct samkv_ingest_request *r, enum samkv_codec codec,
+                                     struct samkv_collection *out, struct samkv_engine **engine, bool *exists,
+                                     struct samkv_error *err)
 {
     enum samkv_status status = samkv_spec_open(models, snapshot, r->collection, out, engine, err);
     *exists = status == SAMKV_OK;
     if (status == SAMKV_NOT_FOUND)
-        status = make_new(models, r, out, engine, err);
+        status = make_new(models, r, codec, out, engine, err);
     else if (!status)
         status = compare(models, r, out, err);
     else

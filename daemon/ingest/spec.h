@@ -18,8 +18,9 @@ enum samkv_status samkv_spec_open(struct samkv_models *, struct samkv_snapshot *
 /*
  * The collection of an ingest. *exists says whether it is stored and the request asks for nothing else; otherwise it
  * must be put (which compares). is_text: the document is text (then a new collection without a preamble gets the
- * tokenizer's BOS, if it puts one in front). The caller deinits out.
+ * tokenizer's BOS, if it puts one in front). `codec`: of a new collection that does not choose. The caller deinits out.
  */
 enum samkv_status samkv_spec_resolve(struct samkv_models *, struct samkv_snapshot *,
-                                     const struct samkv_ingest_request *, struct samkv_collection *out,
-                                     struct samkv_engine **engine, bool *exists, struct samkv_error *) SAMKV_MUST_USE;
+                                     const struct samkv_ingest_request *, enum samkv_codec codec,
+                                     struct samkv_collection *out, struct samkv_engine **engine, bool *exists,
+                                     struct samkv_error *) SAMKV_MUST_USE;

@@ -1,6 +1,9 @@
 #include "daemon/net/connection.h"
 
 #include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "daemon/base/log.h"
@@ -24,6 +27,13 @@ static void request_free(struct samkv_request *r)
     free(r);
 }
 
+static int64_t unix_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
 /* NULL without memory; the payload stays the caller's then. */
 static struct samkv_request *request_new(struct samkv_connection *c, const struct samkv_handler *handler,
                                          const struct samkv_frame *frame, struct samkv_buffer *payload, size_t charge)
@@ -44,6 +54,14 @@ static struct samkv_request *request_new(struct samkv_connection *c, const struc
     samkv_buffer_move(payload, &r->payload);
     r->charge = charge;
     r->accepted_ms = samkv_now_ms();
+    r->traced = (struct samkv_traced){.id = atomic_fetch_add(&r->service->telemetry.last_request, 1) + 1,
+                                      .client_id = frame->request_id,
+                                      .type = frame->type,
+                                      .peer = c->peer,
+                                      .accepted_ms = r->accepted_ms,
+                                      .accepted_unix_ms = unix_ms(),
+                                      .request_bytes = frame->payload_bytes};
+    memcpy(r->traced.agent, c->session.agent, sizeof r->traced.agent);
     r->connection = c;
     r->next = c->requests;
     r->link = &c->requests;
@@ -88,7 +106,8 @@ static void on_request(void *arg, struct samkv_session *session, const struct sa
     if (submit(c, frame, payload, charge, &err) == SAMKV_OK)
         return;
     samkv_buffer_deinit(payload);
-    samkv_log(SAMKV_LOG_WARNING, "refused type=%u agent=%s: %s", frame->type, session->agent, err.text);
+    samkv_log(SAMKV_LOG_WARNING, "refused type=%s uid=%ld pid=%ld agent=%s status=%s: %s", samkv_type_name(frame->type),
+              (long)c->peer.uid, (long)c->peer.pid, session->agent, samkv_status_name(err.status), err.text);
     samkv_session_fail(session, frame, charge, &err, now_ms(c));
 }
 
@@ -226,6 +245,15 @@ static void sync_poll(struct samkv_connection *c)
     uv_poll_start(&c->poll, events, on_ready);
 }
 
+static struct samkv_peer peer_of(int fd)
+{
+    struct ucred who;
+    socklen_t size = sizeof who;
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &size) != 0)
+        return (struct samkv_peer){.pid = -1, .uid = (uid_t)-1, .gid = (gid_t)-1};
+    return (struct samkv_peer){who.pid, who.uid, who.gid};
+}
+
 void samkv_connection_open(struct samkv_server *server, int fd)
 {
     struct samkv_connection *c = malloc(sizeof *c);
@@ -240,6 +268,7 @@ void samkv_connection_open(struct samkv_server *server, int fd)
     c->polled = 0;
     c->gone = c->handle_closed = false;
     c->poll.data = c;
+    c->peer = peer_of(fd);
     c->next = server->connections;
     c->link = &server->connections;
     if (c->next)

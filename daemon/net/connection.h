@@ -20,6 +20,7 @@ struct samkv_connection {
     int polled;         /* events asked for now */
     bool gone;          /* the session is deinitialised: answers have nowhere to go */
     bool handle_closed; /* with this and no request left, the memory goes */
+    struct samkv_peer peer;
     struct samkv_session session;
 };
 

@@ -65,6 +65,7 @@ void samkv_collection_row_fill(struct samkv_store *store, const struct samkv_col
     samkv_store_collection_stats(store, c->name, &stats);
     m->bytes_raw = stats.bytes_raw;
     m->bytes_stored = stats.bytes_stored;
+    m->codec = (char *)samkv_codec_name(c->codec);
 }
 
 static enum samkv_status no_collection(const char *name, struct samkv_error *err)

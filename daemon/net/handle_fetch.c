@@ -40,6 +40,7 @@ static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, 
     out->with_query = m->with_query;
     out->placement = m->placement == SAMKV__PLACEMENT__DEVICE ? SAMKV_PLACE_DEVICE : SAMKV_PLACE_HOST;
     out->cancelled = &r->cancelled;
+    out->trace = &r->traced.trace;
 }
 
 static void fill_layout(const struct samkv_fetch_layout *l, Samkv__FetchReply *m)
@@ -129,6 +130,7 @@ static enum samkv_status fetch_reply_init(struct fetch_reply *reply, const struc
     fill_figures(result, &reply->message);
     fill_timing(r, &result->timing_ms, &reply->timing);
     reply->message.timing_ms = &reply->timing;
+    reply->message.request = r->traced.id;
     if (result->device_bytes) {
         fill_device(result, &reply->device);
         reply->message.device = &reply->device;
@@ -150,8 +152,34 @@ static enum samkv_status fetch_reply_init(struct fetch_reply *reply, const struc
     return SAMKV_OK;
 }
 
-static void count(struct samkv_metrics *metrics, const struct samkv_fetch_result *result)
+static void observe_ms(struct samkv_metrics *metrics, enum samkv_histogram_id which, double ms)
 {
+    samkv_metrics_observe(metrics, which, ms / 1e3);
+}
+
+static void observe_phases(const struct samkv_request *r, const struct samkv_fetch_timing *t)
+{
+    struct samkv_metrics *metrics = &r->service->metrics;
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_QUEUE, t->queue + r->waited_ms);
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_INDEX, t->index);
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_QUERY, t->query);
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_SELECT, t->select);
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_READ, t->read);
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_RECOMPUTE, t->recompute);
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_REPLY, t->reply);
+    observe_ms(metrics, SAMKV_HISTOGRAM_FETCH_TOTAL, t->total + r->waited_ms);
+}
+
+/* Of a fetch that succeeded, or of an ask's. */
+static void count(struct samkv_request *r, const struct samkv_fetch_result *result)
+{
+    struct samkv_metrics *metrics = &r->service->metrics;
+    r->traced.read_bytes = result->bytes_read;
+    r->traced.tokens = result->total_tokens;
+    r->traced.kept_tokens = result->kept_tokens;
+    r->traced.cache_bytes = result->layout.memory_bytes + result->device_bytes;
+    samkv_metrics_observe(metrics, SAMKV_HISTOGRAM_SEQUENCE_RATIO, result->sequence_ratio);
+    samkv_metrics_observe(metrics, SAMKV_HISTOGRAM_RECOMPUTE_RATIO, result->recompute_ratio);
     samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_READ, result->bytes_read);
     samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_STORED, result->bytes_stored);
     samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_KEPT, result->kept_tokens);
@@ -223,8 +251,10 @@ enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMes
         st = samkv_lease_watch_new(&r->service->leases, &announcer.watch, err);
     if (st == SAMKV_OK)
         st = samkv_fetch(r->service->models, r->service->store, &request, &result, err);
+    samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_REPAIRED, r->traced.trace.repaired);
     if (st == SAMKV_OK) {
-        count(&r->service->metrics, &result);
+        count(r, &result);
+        observe_phases(r, &result.timing_ms);
         st = reply_to_fetch(r, &result, reply, err);
         samkv_fetch_result_deinit(&result);
     }
@@ -259,11 +289,14 @@ static enum samkv_status reply_to_ask(struct samkv_request *r, const Samkv__AskR
     message.prompt_tokens = result->prompt_tokens;
     message.first_token_ms = result->first_token_ms + r->waited_ms;
     message.total_ms = result->total_ms + r->waited_ms;
+    message.request = r->traced.id;
     samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_ASK_TOKENS, result->answer_tokens);
+    if (result->answer_tokens)
+        observe_ms(&r->service->metrics, SAMKV_HISTOGRAM_ASK_FIRST_TOKEN, message.first_token_ms);
     if (m->method != SAMKV__METHOD__SAMKV)
         return samkv_request_reply(r, &message.base, NULL, reply, err);
     struct fetch_reply packed;
-    count(&r->service->metrics, &result->fetch);
+    count(r, &result->fetch);
     enum samkv_status st = fetch_reply_init(&packed, r, &result->fetch);
     message.fetch = &packed.message;
     if (st == SAMKV_OK)
@@ -289,6 +322,7 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
     struct ask_stream stream = {.request = r};
     struct samkv_ask_result result = {.fetch = {.memfd = -1, .device_fd = -1}};
     enum samkv_status st = samkv_ask(r->service->models, r->service->store, &request, on_text, &stream, &result, err);
+    samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_REPAIRED, r->traced.trace.repaired);
     if (st != SAMKV_OK && stream.status == SAMKV_OK)
         return st;
     if (stream.status != SAMKV_OK) /* it stopped because we said so */

@@ -10,6 +10,7 @@ static void fill_spec(const Samkv__CollectionSpec *m, struct samkv_collection_sp
     if (!m)
         return;
     out->model = m->model;
+    out->codec = m->codec;
     out->preamble_text = (const char *)m->preamble_text.data;
     out->preamble_bytes = m->preamble_text.len;
     out->preamble_is_text = !m->preamble_tokens;
@@ -40,6 +41,23 @@ static void count(struct samkv_metrics *metrics, const struct samkv_ingested *d)
     samkv_metrics_add(metrics, SAMKV_METRIC_INGEST_STORED, d->bytes_stored);
 }
 
+/* Once a request: documents that were there already took no time worth a place in the histograms. */
+static void observe(struct samkv_request *r, const struct samkv_ingest_result *result)
+{
+    struct samkv_metrics *metrics = &r->service->metrics;
+    bool stored = false;
+    for (size_t i = 0; i < result->count; i++) {
+        r->traced.tokens += result->documents[i].tokens;
+        stored |= !result->documents[i].skipped;
+    }
+    if (!stored)
+        return;
+    samkv_metrics_observe(metrics, SAMKV_HISTOGRAM_INGEST_QUEUE, r->waited_ms / 1e3);
+    samkv_metrics_observe(metrics, SAMKV_HISTOGRAM_INGEST_PREFILL, result->prefill_ms / 1e3);
+    samkv_metrics_observe(metrics, SAMKV_HISTOGRAM_INGEST_COMMIT, result->commit_ms / 1e3);
+    samkv_metrics_observe(metrics, SAMKV_HISTOGRAM_INGEST_TOTAL, (samkv_now_ms() - r->accepted_ms) / 1e3);
+}
+
 static enum samkv_status reply_with(struct samkv_request *r, const struct samkv_ingest_result *result,
                                     struct samkv_outgoing **reply, struct samkv_error *err)
 {
@@ -61,6 +79,8 @@ static enum samkv_status reply_with(struct samkv_request *r, const struct samkv_
         }
         message.n_documents = result->count;
         message.prefill_ms = result->prefill_ms;
+        message.request = r->traced.id;
+        observe(r, result);
         st = samkv_request_reply(r, &message.base, NULL, reply, err);
     }
     free(message.documents);
@@ -76,7 +96,8 @@ enum samkv_status samkv_handle_ingest(struct samkv_request *r, const ProtobufCMe
                                            .id = m->id,
                                            .title = *m->title ? m->title : NULL,
                                            .chunk_tokens = m->chunk_tokens,
-                                           .cancelled = &r->cancelled};
+                                           .cancelled = &r->cancelled,
+                                           .trace = &r->traced.trace};
     if (m->tokens) {
         request.tokens = m->tokens->ids;
         request.token_count = m->tokens->n_ids;

@@ -7,8 +7,7 @@
 #include "daemon/samkv/transfer.h"
 #include "daemon/store/host_cache.h"
 
-/* Resident set, 0 where /proc is not there. */
-static uint64_t resident_bytes(void)
+uint64_t samkv_resident_bytes(void)
 {
     unsigned long long size, resident = 0;
     FILE *f = fopen("/proc/self/statm", "re");
@@ -96,7 +95,7 @@ static struct collection_list *list_collections(struct samkv_store *store)
     return list;
 }
 
-#define GAUGES        4
+#define GAUGES        12
 #define DEVICE_GAUGES 10
 #define HOST_GAUGES   6
 #define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + HOST_GAUGES + DEVICE_GAUGES)
@@ -160,8 +159,16 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
     put_counter(counters, &n, "lane_waiting", waiting);
     put_counter(counters, &n, "store_readers", (double)stats->readers);
     put_counter(counters, &n, "store_commits", (double)stats->commits);
+    put_counter(counters, &n, "store_allocated_bytes", (double)stats->bytes_allocated);
+    put_counter(counters, &n, "store_free_bytes", (double)stats->bytes_free);
+    put_counter(counters, &n, "store_punched_bytes", (double)stats->bytes_punched);
+    put_counter(counters, &n, "store_moved_bytes", (double)stats->bytes_moved);
+    put_counter(counters, &n, "store_compactions", (double)stats->compactions);
     if (samkv_store_host_cache(service->store))
         put_host_cache(samkv_store_host_cache(service->store), counters, &n);
+    put_counter(counters, &n, "checksum_failures", (double)stats->damaged);
+    put_counter(counters, &n, "queue_urgent", samkv_pool_waiting(service->telemetry.pool, SAMKV_URGENT));
+    put_counter(counters, &n, "queue_relaxed", samkv_pool_waiting(service->telemetry.pool, SAMKV_RELAXED));
     if (service->models->leases)
         put_leases(service->models->leases, counters, &n);
     if (service->models->transfer)
@@ -169,27 +176,60 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
     return n;
 }
 
+_Static_assert(COUNTERS <= SAMKV_STATUS_COUNTERS, "more counters than anybody has room for");
+
+size_t samkv_status_counters(const struct samkv_service *service, const struct samkv_store_stats *stats,
+                             Samkv__Counter out[SAMKV_STATUS_COUNTERS])
+{
+    return fill_counters(service, stats, out);
+}
+
+/* ------------------------------------------------------------------ histograms */
+
+struct histogram_rows {
+    Samkv__Histogram rows[SAMKV_HISTOGRAM_COUNT], *pointers[SAMKV_HISTOGRAM_COUNT];
+    struct samkv_histogram_state states[SAMKV_HISTOGRAM_COUNT];
+};
+
+static void fill_histograms(const struct samkv_service *service, struct histogram_rows *h)
+{
+    for (int i = 0; i < SAMKV_HISTOGRAM_COUNT; i++) {
+        const struct samkv_histogram_row *row = samkv_metric_histogram(i);
+        Samkv__Histogram *m = &h->rows[i];
+        samkv_histogram_read(&service->metrics.histograms[i], row->scale, &h->states[i]);
+        samkv__histogram__init(m);
+        m->name = (char *)row->family;
+        m->phase = (char *)(row->phase ? row->phase : "");
+        m->bounds = (double *)samkv_scale_bounds(row->scale, &m->n_bounds);
+        m->counts = h->states[i].buckets;
+        m->n_counts = m->n_bounds + 1;
+        m->sum = h->states[i].sum;
+        h->pointers[i] = m;
+    }
+}
+
 enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMessage *message,
                                       struct samkv_outgoing **reply, struct samkv_error *err)
 {
-    (void)message;
+    const Samkv__StatusRequest *asked = (const Samkv__StatusRequest *)message;
     const struct samkv_service *service = r->service;
-    struct samkv_store_stats stats;
-    enum samkv_status st = samkv_store_stats(service->store, &stats, err);
+    struct samkv_sample sample;
+    enum samkv_status st = samkv_telemetry_sample(r->service, asked->max_age_ms, &sample, err);
     if (st != SAMKV_OK)
         return st;
     Samkv__StatusReply m = SAMKV__STATUS_REPLY__INIT;
     struct model_row models[SAMKV_MAX_MODELS];
     Samkv__ModelStatus *model_pointers[SAMKV_MAX_MODELS];
     Samkv__Counter counters[COUNTERS], *counter_pointers[COUNTERS];
-    fill_store(&stats, &m);
+    struct histogram_rows histograms;
+    fill_store(&sample.stats, &m);
     for (size_t i = 0; i < service->models->count; i++) {
         fill_model(&service->models->engines[i], &models[i]);
         model_pointers[i] = &models[i].message;
     }
     m.models = model_pointers;
     m.n_models = service->models->count;
-    m.n_counters = fill_counters(service, &stats, counters);
+    m.n_counters = fill_counters(service, &sample.stats, counters);
     for (size_t i = 0; i < m.n_counters; i++)
         counter_pointers[i] = &counters[i];
     m.counters = counter_pointers;
@@ -198,11 +238,16 @@ enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMe
         m.collection_list = list->pointers;
         m.n_collection_list = list->count;
     }
+    if (asked->histograms) {
+        fill_histograms(service, &histograms);
+        m.histograms = histograms.pointers;
+        m.n_histograms = SAMKV_HISTOGRAM_COUNT;
+    }
     m.version = SAMKV_VERSION;
     m.store = (char *)service->store_path;
     m.uptime_s = (uint64_t)((samkv_now_ms() - service->started_ms) / 1e3);
     m.connections = atomic_load(&service->connections);
-    m.resident_bytes = resident_bytes();
+    m.resident_bytes = samkv_resident_bytes();
     st = samkv_request_reply(r, &m.base, NULL, reply, err);
     free(list);
     return st;

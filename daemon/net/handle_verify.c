@@ -275,6 +275,7 @@ enum samkv_status samkv_handle_verify(struct samkv_request *r, const ProtobufCMe
         st = check_all(&job, m->repair, err);
     if (st == SAMKV_OK && !*m->collection)
         st = check_names(&job, m->repair, err);
+    samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_REPAIRED, job.reply.repaired);
     if (st == SAMKV_OK)
         st = samkv_request_reply(r, &job.reply.base, NULL, reply, err);
     for (size_t i = 0; i < job.reply.n_damaged_ids; i++)

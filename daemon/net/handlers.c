@@ -19,6 +19,8 @@ static const struct samkv_handler handlers[] = {
      samkv_handle_remove},
     {SAMKV_TYPE_STATUS, SAMKV_METRIC_STATUSES, SAMKV_URGENT, &samkv__status_request__descriptor, NULL,
      samkv_handle_status},
+    {SAMKV_TYPE_COMPACT, SAMKV_METRIC_COMPACTS, SAMKV_RELAXED, &samkv__compact_request__descriptor, NULL,
+     samkv_handle_compact},
     {SAMKV_TYPE_VERIFY, SAMKV_METRIC_VERIFIES, SAMKV_RELAXED, &samkv__verify_request__descriptor, samkv_check_verify,
      samkv_handle_verify},
     {SAMKV_TYPE_EXPORT, SAMKV_METRIC_EXPORTS, SAMKV_RELAXED, &samkv__export_request__descriptor, samkv_check_export,
@@ -30,6 +32,7 @@ static const struct samkv_handler handlers[] = {
     {SAMKV_TYPE_PIN, SAMKV_METRIC_PINS, SAMKV_URGENT, &samkv__pin_request__descriptor, samkv_check_pin,
      samkv_handle_pin},
     {SAMKV_TYPE_GC, SAMKV_METRIC_GCS, SAMKV_RELAXED, &samkv__gc_request__descriptor, NULL, samkv_handle_gc},
+    {SAMKV_TYPE_TRACE, SAMKV_METRIC_TRACES, SAMKV_URGENT, &samkv__trace_request__descriptor, NULL, samkv_handle_trace},
 };
 
 const struct samkv_handler *samkv_handler_find(uint16_t type)

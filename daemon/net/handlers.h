@@ -1,6 +1,8 @@
 #pragma once
-/* What the files handle_*.c offer to the table of request types in handlers.c. All on a pool worker. */
+/* What the files handle_*.c offer to the table of request types in handlers.c, and to each other. Handlers run on a
+ * pool worker. */
 #include "daemon/net/request.h"
+#include "daemon/store/store.h"
 
 #define SAMKV_DEFAULT_COLLECTION "default"
 
@@ -15,6 +17,7 @@ SAMKV_HANDLER(samkv_handle_show);
 SAMKV_HANDLER(samkv_handle_remove);
 SAMKV_HANDLER(samkv_handle_status);
 SAMKV_HANDLER(samkv_handle_verify);
+SAMKV_HANDLER(samkv_handle_compact);
 SAMKV_HANDLER(samkv_handle_export);
 SAMKV_HANDLER(samkv_handle_import);
 SAMKV_HANDLER(samkv_handle_configure);
@@ -32,6 +35,15 @@ struct samkv_collection_row {
 
 /* All but the number of documents. */
 void samkv_collection_row_fill(struct samkv_store *, const struct samkv_collection *, struct samkv_collection_row *);
+SAMKV_HANDLER(samkv_handle_trace);
+
+/* What STATUS tells as counters, for whoever tells it in another form; names live for ever. Returns how many. */
+#define SAMKV_STATUS_COUNTERS 256
+size_t samkv_status_counters(const struct samkv_service *, const struct samkv_store_stats *,
+                             Samkv__Counter out[SAMKV_STATUS_COUNTERS]);
+
+/* Resident set, 0 where /proc is not there. */
+uint64_t samkv_resident_bytes(void);
 
 /* Lower-case hex of 16 bytes. */
 void samkv_hex(const uint8_t bytes[16], char out[33]);

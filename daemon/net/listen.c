@@ -89,8 +89,12 @@ enum samkv_status samkv_listen(const char *path, struct samkv_listener *out, str
 {
     *out = (struct samkv_listener){.fd = -1};
     int passed = passed_fd();
-    if (passed >= 0)
-        return adopt(passed, out, err);
+    return passed >= 0 ? adopt(passed, out, err) : samkv_listen_path(path, out, err);
+}
+
+enum samkv_status samkv_listen_path(const char *path, struct samkv_listener *out, struct samkv_error *err)
+{
+    *out = (struct samkv_listener){.fd = -1};
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(path) >= sizeof address.sun_path)
         return samkv_fail(err, SAMKV_INVALID, "the socket's path has %zu bytes; the system takes at most %zu",

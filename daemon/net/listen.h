@@ -19,6 +19,9 @@ struct samkv_listener {
  */
 enum samkv_status samkv_listen(const char *path, struct samkv_listener *out, struct samkv_error *) SAMKV_MUST_USE;
 
+/* The same without socket activation. */
+enum samkv_status samkv_listen_path(const char *path, struct samkv_listener *out, struct samkv_error *) SAMKV_MUST_USE;
+
 /* Closes, and removes the file when it is still ours. Twice is allowed. */
 void samkv_listener_close(struct samkv_listener *);
 

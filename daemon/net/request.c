@@ -47,6 +47,7 @@ enum samkv_status samkv_request_more_with(struct samkv_request *r, const Protobu
         return st;
     frame->request = r;
     frame->lease = lease;
+    r->traced.reply_bytes += frame->count;
     samkv_outbox_post(r->outbox, frame);
     return SAMKV_OK;
 }
@@ -54,6 +55,12 @@ enum samkv_status samkv_request_more_with(struct samkv_request *r, const Protobu
 enum samkv_status samkv_request_more(struct samkv_request *r, const ProtobufCMessage *message, struct samkv_error *err)
 {
     return samkv_request_more_with(r, message, NULL, NULL, err);
+}
+
+/* Who looks at requests is none that anybody looks for: `samkvctl top` would soon fill the list with itself. */
+static bool is_traced(const struct samkv_request *r)
+{
+    return r->frame.type != SAMKV_TYPE_STATUS && r->frame.type != SAMKV_TYPE_TRACE;
 }
 
 static enum samkv_status unpack_and_run(struct samkv_request *r, struct samkv_outgoing **reply, struct samkv_error *err)
@@ -65,6 +72,8 @@ static enum samkv_status unpack_and_run(struct samkv_request *r, struct samkv_ou
         return st;
     if (r->handler->validate)
         st = r->handler->validate(unpacked.message, err);
+    if (st == SAMKV_OK && is_traced(r))
+        samkv_traces_describe(r->service->telemetry.traces, &r->traced, unpacked.message);
     if (st == SAMKV_OK)
         st = r->handler->run(r, unpacked.message, reply, err);
     samkv_message_free(&unpacked);
@@ -88,18 +97,16 @@ static void finish(struct samkv_request *r, struct samkv_outgoing *reply, const 
 
 static void log_end(const struct samkv_request *r, const struct samkv_error *err)
 {
-    static const char *const names[] = {
-#define REQUEST_NAME(name, value) [value] = #name,
-        SAMKV_TYPE_MAP(REQUEST_NAME)
-#undef REQUEST_NAME
-    };
+    const struct samkv_traced *t = &r->traced;
+    const char *type = samkv_type_name(r->frame.type);
+    double ms = samkv_now_ms() - r->accepted_ms;
     if (err->status == SAMKV_OK)
-        samkv_log(SAMKV_LOG_DEBUG, "done type=%s request=%" PRIu64 " ms=%.1f", names[r->frame.type],
-                  r->frame.request_id, samkv_now_ms() - r->accepted_ms);
+        samkv_log(SAMKV_LOG_DEBUG, "done req=%" PRIu64 " type=%s uid=%ld pid=%ld agent=%s wait_ms=%.1f ms=%.1f", t->id,
+                  type, (long)t->peer.uid, (long)t->peer.pid, t->agent, r->waited_ms, ms);
     else
         samkv_log(err->status == SAMKV_CANCELLED ? SAMKV_LOG_DEBUG : SAMKV_LOG_WARNING,
-                  "failed type=%s request=%" PRIu64 " status=%s: %s", names[r->frame.type], r->frame.request_id,
-                  samkv_status_name(err->status), err->text);
+                  "failed req=%" PRIu64 " type=%s uid=%ld pid=%ld agent=%s status=%s ms=%.1f: %s", t->id, type,
+                  (long)t->peer.uid, (long)t->peer.pid, t->agent, samkv_status_name(err->status), ms, err->text);
 }
 
 void samkv_request_run(void *arg, bool cancelled)
@@ -108,7 +115,11 @@ void samkv_request_run(void *arg, bool cancelled)
     struct samkv_outgoing *reply = NULL;
     struct samkv_error err = {0};
     enum samkv_status st;
-    r->waited_ms = samkv_now_ms() - r->accepted_ms;
+    double now = samkv_now_ms();
+    r->waited_ms = now - r->accepted_ms;
+    samkv_trace_add(&r->traced.trace, SAMKV_PHASE_QUEUE, r->accepted_ms, now);
+    if (is_traced(r))
+        samkv_traces_begin(r->service->telemetry.traces, &r->traced);
     samkv_metrics_add(&r->service->metrics, r->handler->metric, 1);
     if (cancelled || atomic_load(&r->service->stopping))
         st = samkv_fail(&err, SAMKV_BUSY, "the daemon is stopping; try again when it is back");
@@ -127,5 +138,8 @@ void samkv_request_run(void *arg, bool cancelled)
         samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_ERRORS, 1);
         samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_BUSY, st == SAMKV_BUSY);
     }
+    r->traced.reply_bytes += st == SAMKV_OK ? reply->count : 0;
+    if (is_traced(r))
+        samkv_traces_end(r->service->telemetry.traces, &r->traced, st, st == SAMKV_OK ? "" : err.text);
     finish(r, st == SAMKV_OK ? reply : NULL, &err);
 }

@@ -44,6 +44,7 @@ struct samkv_request {
     bool cancelled;       /* the client is gone; written by the loop (atomically), read by the jobs */
     _Atomic size_t backlog_bytes; /* that the client has not read, when the loop last looked */
     double accepted_ms, waited_ms;
+    struct samkv_traced traced;   /* its number, and what is noted of it */
     struct samkv_outgoing *spare; /* an answer that needs no memory any more */
     /* The loop's own: */
     void *connection;

@@ -177,6 +177,8 @@ static void on_tick(uv_timer_t *timer)
 {
     struct samkv_server *server = timer->data;
     uint64_t now = uv_now(&server->loop);
+    atomic_store(&server->service->telemetry.ticked_ms, (uint64_t)samkv_now_ms());
+    samkv_log_tick();
     if (server->accept_paused && !server->stopping_since_ms) {
         server->accept_paused = false;
         uv_poll_start(&server->poll, UV_READABLE, on_connectable);
@@ -275,9 +277,13 @@ enum samkv_status samkv_server_new(const struct samkv_server_options *options, s
     samkv_connection_host_init(server);
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN); /* a file of a client's that may not grow is that client's failure */
-    enum samkv_status st = start_handles(server);
+    enum samkv_status st = samkv_telemetry_init(&server->service->telemetry);
+    if (st == SAMKV_OK)
+        st = start_handles(server);
     if (st == SAMKV_OK)
         st = samkv_pool_new(options->workers, QUEUE_JOBS, &server->pool);
+    server->service->telemetry.pool = server->pool;
+    atomic_store(&server->service->telemetry.ticked_ms, (uint64_t)samkv_now_ms());
     if (st != SAMKV_OK) {
         samkv_server_free(server);
         return samkv_fail(err, st, "cannot start the event loop and %d workers", options->workers);
@@ -310,5 +316,6 @@ void samkv_server_free(struct samkv_server *server)
     if (server->outbox_open)
         samkv_outbox_deinit(&server->outbox);
     uv_loop_close(&server->loop);
+    samkv_telemetry_deinit(&server->service->telemetry);
     free(server);
 }

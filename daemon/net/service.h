@@ -6,6 +6,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/metrics.h"
+#include "daemon/net/telemetry.h"
 #include "daemon/samkv/models.h"
 #include "daemon/store/store.h"
 
@@ -15,9 +16,10 @@ struct samkv_service {
     const char *store_path;
     double started_ms; /* samkv_now_ms */
     struct samkv_metrics metrics;
-    _Atomic uint32_t connections; /* now */
-    _Atomic uint32_t requests;    /* that workers have or that wait for one */
-    _Atomic uint32_t leases;      /* of replies in device memory: being made, on their way or with clients */
-    _Atomic uint32_t bundles;     /* exports and imports that run */
-    atomic_bool stopping;         /* new requests are refused */
+    struct samkv_telemetry telemetry; /* the server makes it ready, and takes it down */
+    _Atomic uint32_t connections;     /* now */
+    _Atomic uint32_t requests;        /* that workers have or that wait for one */
+    _Atomic uint32_t leases;          /* of replies in device memory: being made, on their way or with clients */
+    _Atomic uint32_t bundles;         /* exports and imports that run */
+    atomic_bool stopping;             /* new requests are refused */
 };

@@ -162,6 +162,15 @@ static enum samkv_status check_hello(const Samkv__Hello *hello, struct samkv_err
     return SAMKV_OK;
 }
 
+/* One plain word, so that in a log it cannot pass for other fields. */
+static void copy_agent(char *out, size_t size, const char *from)
+{
+    size_t n = 0;
+    for (; n + 1 < size && from[n]; n++)
+        out[n] = from[n] > ' ' && from[n] < 0x7f && !strchr("\"'=:;\\", from[n]) ? from[n] : '_';
+    out[n] = 0;
+}
+
 static void on_hello(struct samkv_session *s, const struct samkv_frame *frame, const struct samkv_buffer *payload,
                      uint64_t now_ms)
 {
@@ -178,8 +187,7 @@ static void on_hello(struct samkv_session *s, const struct samkv_frame *frame, c
     const Samkv__Hello *hello = (const Samkv__Hello *)unpacked.message;
     st = check_hello(hello, &err);
     if (st == SAMKV_OK) {
-        strncpy(s->agent, hello->agent, sizeof s->agent - 1);
-        s->agent[sizeof s->agent - 1] = 0;
+        copy_agent(s->agent, sizeof s->agent, hello->agent);
     }
     samkv_message_free(&unpacked);
     if (st != SAMKV_OK) {

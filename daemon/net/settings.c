@@ -9,10 +9,12 @@
 #include "proto/tensor.h"
 #include "daemon/base/machine.h"
 #include "daemon/store/host_cache.h"
+#include "daemon/net/metrics_http.h"
 
 static const char *const dtypes[] = {"auto", "f32", "bf16", "f16", NULL};
-static const char *const codecs[] = {"raw", "zstd", NULL}; /* by enum samkv_codec */
+static const char *const codecs[] = {"raw", "zstd", "rans", "q8", "q4", NULL}; /* by enum samkv_codec */
 static const char *const readings[] = {"cached", "direct", NULL};
+static const char *const compacts[] = {"auto", "off", NULL};                     /* by enum samkv_compact */
 static const char *const levels[] = {"error", "warning", "info", "debug", NULL}; /* by enum samkv_log_level */
 
 static const char *const when_full[] = {"auto", "evict", "refuse", NULL}; /* by enum samkv_when_full */
@@ -56,7 +58,12 @@ static const struct samkv_option table[] = {
      AT(device_reply_bytes), .min = 0, .max = INT64_MAX,
      .help = "GPU memory for caches that clients map; 0: a quarter, likewise", .default_text = "0"},
     {.name = "codec", .env = "SAMKV_CODEC", .argument = "CODEC", .kind = SAMKV_OPTION_CHOICE, AT(codec),
-     .choices = codecs, .help = "of stored blocks: raw or zstd (lossless)", .default_text = "zstd"},
+     .choices = codecs, .help = "of new collections that choose none: rans, zstd or raw (lossless), q8 or q4", .default_text = "rans"},
+    {.name = "compact", .env = "SAMKV_COMPACT", .argument = "WHEN", .kind = SAMKV_OPTION_CHOICE, AT(compact),
+     .choices = compacts, .help = "auto: when the data file is large beside what it holds; off: when asked",
+     .default_text = "auto"},
+    {.name = "metrics", .env = "SAMKV_METRICS", .argument = "ADDRESS", .kind = SAMKV_OPTION_TEXT, AT(metrics),
+     .help = "metrics for Prometheus on 127.0.0.1:PORT or a Unix socket's path; off unless given"},
     {.name = "log-level", .env = "SAMKV_LOG_LEVEL", .argument = "LEVEL", .kind = SAMKV_OPTION_CHOICE, AT(log_level),
      .choices = levels, .help = "error, warning, info or debug", .default_text = "info", .reloads = true},
     {.name = "check-config", .kind = SAMKV_OPTION_FLAG, AT(check_config),
@@ -124,7 +131,7 @@ static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err
         long wanted = 2 * sysconf(_SC_NPROCESSORS_ONLN);
         s->workers = wanted < 8 ? 8 : wanted > 64 ? 64 : wanted;
     }
-    return SAMKV_OK;
+    return s->metrics ? samkv_metrics_address_check(s->metrics, err) : SAMKV_OK;
 }
 
 /* How the file is read: to its first mistake, or to its end. */

@@ -10,11 +10,12 @@
 enum samkv_when_full { SAMKV_WHEN_FULL_AUTO, SAMKV_WHEN_FULL_EVICT, SAMKV_WHEN_FULL_REFUSE };
 
 struct samkv_settings {
-    char *config, *store, *socket, *device, *salvage;
+    char *config, *store, *socket, *metrics, *device, *salvage;
     struct samkv_list models; /* "NAME=PATH" or "PATH" */
     int dtype;                /* enum samkv_dtype, or -1: as the device has it; from: */
     int dtype_choice;
     int codec;                /* enum samkv_codec */
+    int compact;              /* enum samkv_compact */
     int log_level;            /* enum samkv_log_level */
     int64_t threads, workers; /* 0: by the number of CPUs */
     int store_read;           /* 0: cached, 1: direct */

@@ -74,6 +74,8 @@ static enum samkv_status check_spec(const Samkv__CollectionSpec *spec, struct sa
 {
     if (*spec->model)
         TRY(samkv_check_name(spec->model, "model name", err));
+    if (*spec->codec)
+        TRY(samkv_check_name(spec->codec, "codec", err));
     if (spec->preamble_text.len && spec->preamble_tokens)
         return samkv_fail(err, SAMKV_INVALID, "the preamble is given as text and as tokens; give one of them");
     if (spec->block_size_given_case == SAMKV__COLLECTION_SPEC__BLOCK_SIZE_GIVEN_BLOCK_SIZE)

@@ -1,31 +1,26 @@
 #include "daemon/store/writer.h"
 
-#include <stdlib.h>
+#include "daemon/store/evict.h"
 
 /* Names that come with a time and a pin of their own. */
 
 enum samkv_status samkv_change_dress_name(struct samkv_change *c, const char *collection, const struct samkv_name *as,
                                           struct samkv_error *err)
 {
-    uint8_t buffer[SAMKV_NAME_KEY_MAX], *record;
-    size_t bytes;
+    uint8_t buffer[SAMKV_NAME_KEY_MAX];
     struct samkv_bytes key = samkv_name_key(collection, as->id, buffer), value;
     struct samkv_name name;
     enum samkv_status st = samkv_db_get(c->store, c->txn, SAMKV_DB_NAME, key, &value, err);
     if (st == SAMKV_OK)
         st = samkv_name_open(value, key, true, &name);
-    if (st == SAMKV_OK) {
-        name.put_unix_s = as->put_unix_s;
-        name.pinned = name.pinned || as->pinned;
-        st = samkv_name_seal(key, &name, &record, &bytes);
-        samkv_name_deinit(&name);
-    }
     if (st != SAMKV_OK) {
         c->broken = true;
         return samkv_fail(err, st, "the name %s could not be written: %s", as->id, samkv_status_text(st));
     }
-    st = samkv_change_put(c, SAMKV_DB_NAME, key, (struct samkv_bytes){record, bytes}, err);
-    free(record);
+    name.put_unix_s = as->put_unix_s;
+    name.pinned = name.pinned || as->pinned;
+    st = samkv_change_put_name(c, collection, &name, err);
+    samkv_name_deinit(&name);
     return st;
 }
 
@@ -45,7 +40,9 @@ static enum samkv_status apply_name_as(struct samkv_change *c, struct samkv_job 
         return st;
     c->grows = true;
     st = samkv_change_set_name(c, put->collection, name->id, name->title, &name->key, err);
-    return st == SAMKV_OK ? samkv_change_dress_name(c, put->collection, name, err) : st;
+    if (st == SAMKV_OK)
+        st = samkv_change_dress_name(c, put->collection, name, err);
+    return st == SAMKV_OK ? samkv_evict_for_quota(c, put->collection, &name->key, err) : st;
 }
 
 enum samkv_status samkv_store_name_put_as(struct samkv_store *s, const char *collection, const struct samkv_name *name,

@@ -44,6 +44,7 @@ static enum samkv_status verify_part(struct samkv_snapshot *snapshot, enum samkv
     samkv_held_release(snapshot->store, &held);
     if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT) {
         report->damaged++;
+        atomic_fetch_add(&snapshot->store->damaged, 1);
         st = SAMKV_OK;
     }
     return st;
@@ -94,7 +95,7 @@ static enum samkv_status sum_documents(struct samkv_snapshot *snapshot, struct s
 {
     MDB_cursor *cursor;
     MDB_val k, v;
-    int rc = mdb_cursor_open(snapshot->txn, snapshot->store->dbi[SAMKV_DB_DOCUMENT], &cursor);
+    int rc = mdb_cursor_open(snapshot->now.txn, snapshot->store->dbi[SAMKV_DB_DOCUMENT], &cursor);
     if (rc)
         return samkv_fail_lmdb(err, rc, "adding up documents");
     while ((rc = mdb_cursor_get(cursor, &k, &v, MDB_NEXT)) == 0) {
@@ -116,7 +117,7 @@ static enum samkv_status count_entries(struct samkv_snapshot *snapshot, enum sam
                                        struct samkv_error *err)
 {
     MDB_stat stat;
-    int rc = mdb_stat(snapshot->txn, snapshot->store->dbi[db], &stat);
+    int rc = mdb_stat(snapshot->now.txn, snapshot->store->dbi[db], &stat);
     if (rc)
         return samkv_fail_lmdb(err, rc, "counting records");
     *out = stat.ms_entries;
@@ -174,20 +175,38 @@ static void gather(void *arg)
     if (st == SAMKV_OK)
         st = count_entries(g->snapshot, SAMKV_DB_DOCUMENT, &g->stats->documents, g->err);
     if (st == SAMKV_OK)
-        st = samkv_db_used_bytes(s, g->snapshot->txn, &g->stats->bytes_used, g->err);
+        st = samkv_db_used_bytes(s, g->snapshot->now.txn, &g->stats->bytes_used, g->err);
+    if (g->snapshot->old.env)
+        g->stats->bytes_used += atomic_load(&g->snapshot->old.env->bytes_in_use);
     if (st == SAMKV_OK && !g->summed)
         st = sum_documents(g->snapshot, g->stats, g->err);
     g->status = st;
 }
 
+/* Both of a store that is being compacted. */
+static void add_files(const struct samkv_snapshot *snapshot, struct samkv_store_stats *out)
+{
+    const struct samkv_environment *files[] = {snapshot->now.env, snapshot->old.env};
+    struct stat file;
+    MDB_envinfo info;
+    uint64_t pages = 0;
+    for (int i = 0; i < 2; i++)
+        if (files[i] && fstat(files[i]->fd, &file) == 0 && mdb_env_info(files[i]->env, &info) == 0) {
+            out->bytes_file += (uint64_t)file.st_size;
+            out->bytes_allocated += (uint64_t)file.st_blocks * 512;
+            pages += info.me_last_pgno + 1;
+        }
+    out->bytes_free = pages * snapshot->store->page_bytes; /* what is in use comes off it */
+}
+
 enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_stats *out, struct samkv_error *err)
 {
-    *out = (struct samkv_store_stats){.bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits)};
+    *out = (struct samkv_store_stats){
+        .bytes_limit = s->limit_bytes, .commits = atomic_load(&s->commits), .damaged = atomic_load(&s->damaged)};
     out->readers = atomic_load(&s->snapshots);
-    int fd;
-    struct stat file;
-    if (mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0)
-        out->bytes_file = (uint64_t)file.st_size;
+    out->bytes_punched = atomic_load(&s->bytes_punched);
+    out->bytes_moved = atomic_load(&s->bytes_moved);
+    out->compactions = atomic_load(&s->compactions);
     struct gathering g = {.stats = out, .err = err};
     enum samkv_status st = count_limits(s, out, err);
     if (st == SAMKV_OK)
@@ -195,7 +214,9 @@ enum samkv_status samkv_store_stats(struct samkv_store *s, struct samkv_store_st
     if (st != SAMKV_OK)
         return st;
     g.summed = sum_ledger(s, out);
+    add_files(g.snapshot, out);
     st = samkv_snapshot_run(g.snapshot, gather, &g, err);
     samkv_snapshot_end(g.snapshot);
+    out->bytes_free -= out->bytes_used < out->bytes_free ? out->bytes_used : out->bytes_free;
     return st == SAMKV_OK ? g.status : st;
 }

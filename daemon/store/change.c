@@ -41,7 +41,7 @@ static enum samkv_status check_old(struct samkv_change *c, enum samkv_db db, str
         return broke(c, err, rc, "looking up a record");
     c->broken = true;
     return samkv_fail(err, SAMKV_CORRUPT,
-                      "a page of %s/data.mdb is damaged: run verify, and restore the store or start "
+                      "a page of the data file in %s is damaged: run verify, and restore the store or start "
                       "a new one",
                       c->store->path);
 }
@@ -64,6 +64,7 @@ enum samkv_status samkv_change_put(struct samkv_change *c, enum samkv_db db, str
         forget_kept(c, key);
     MDB_val k = samkv_val(key), v = samkv_val(record);
     int rc = mdb_put(c->txn, c->store->dbi[db], &k, &v, 0);
+    c->put_bytes += samkv_compact_cost(c->store, record.size);
     return rc ? broke(c, err, rc, "writing a record") : SAMKV_OK;
 }
 

@@ -1,11 +1,9 @@
 #pragma once
 /*
- * Codecs: from the pieces of a block (each layer's K and V) to one payload and back, lossless.
- *
- * Zstd payload: one u32 for each byte plane (bit 31: left raw; the rest: stored bytes), then the planes. Plane p holds
- * byte p of every element, pieces one after the other; floats are rotated left by one bit before, so that the
- * exponent fills the highest plane alone and the random sign goes with the mantissa. Nothing that clients or disks
- * say is trusted: a payload that does not decode to exactly the bytes asked for is CORRUPT. Any thread.
+ * Codecs: from the pieces of a block (each layer's K and V) to one payload and back. What payloads look like stands in
+ * planar.h (zstd), lossless.h (rans) and quantised.h (q8, q4); raw is the pieces one after the other. Nothing that
+ * clients or disks say is trusted: a payload that does not decode to exactly the bytes asked for is CORRUPT. Any
+ * thread.
  */
 #include <stddef.h>
 #include <stdint.h>
@@ -20,6 +18,7 @@ struct samkv_layout {
     enum samkv_dtype dtype;
     size_t count;
     size_t bytes;
+    size_t channels; /* of a token: a piece is (tokens, channels); 0: no such order is known */
 };
 
 /* Of all pieces. The caller has checked that the product fits. */

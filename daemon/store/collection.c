@@ -180,6 +180,10 @@ enum samkv_status samkv_collection_compare(const struct samkv_collection *there,
     if (there->shape.dtype != asked->shape.dtype)
         return samkv_fail(err, SAMKV_MISMATCH, "collection %s holds %s, not %s: use that dtype or another collection",
                           there->name, samkv_dtype_name(there->shape.dtype), samkv_dtype_name(asked->shape.dtype));
+    if (there->codec != asked->codec)
+        return samkv_fail(err, SAMKV_MISMATCH,
+                          "collection %s has codec %s, not %s: leave it out or use another collection", there->name,
+                          samkv_codec_name(there->codec), samkv_codec_name(asked->codec));
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         if (numbers[i].there != numbers[i].asked)
             return samkv_fail(err, SAMKV_MISMATCH,

@@ -54,13 +54,11 @@ int samkv_db_write_code(const struct samkv_store *s, int rc)
     struct statvfs disk;
     struct rlimit largest;
     struct stat file;
-    int fd;
-    if (rc != EIO)
+    if (rc != EIO || !s->now)
         return rc;
     if (statvfs(s->path, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < SAMKV_GROUP_MAX_BYTES)
         return ENOSPC;
-    if (getrlimit(RLIMIT_FSIZE, &largest) == 0 && largest.rlim_cur != RLIM_INFINITY &&
-        mdb_env_get_fd(s->env, &fd) == 0 && fstat(fd, &file) == 0 &&
+    if (getrlimit(RLIMIT_FSIZE, &largest) == 0 && largest.rlim_cur != RLIM_INFINITY && fstat(s->now->fd, &file) == 0 &&
         (uint64_t)file.st_size + SAMKV_GROUP_MAX_BYTES >= largest.rlim_cur)
         return EFBIG;
     return rc;
@@ -77,24 +75,30 @@ enum samkv_status samkv_db_get(const struct samkv_store *s, MDB_txn *txn, enum s
     return SAMKV_OK;
 }
 
-static bool in_map(const struct samkv_store *s, const void *at)
+/* Whose map the address is in; NULL: in none. On the writer thread. */
+static const struct samkv_environment *holder(const struct samkv_store *s, const void *at)
 {
-    return (uintptr_t)at - (uintptr_t)s->map < s->limit_bytes;
+    const struct samkv_environment *environments[] = {s->now, s->old};
+    for (int i = 0; i < 2; i++)
+        if (environments[i] && (uintptr_t)at - (uintptr_t)environments[i]->map < environments[i]->map_bytes)
+            return environments[i];
+    return NULL;
 }
 
 /* Writes the head of a value's first page anew: all of it follows from where the value lies and how long its node says
  * it is. A page that cannot be read is written whole, so that nothing of it need be read. */
-static bool mend_head(const struct samkv_store *s, const struct samkv_page_header *head, bool readable)
+static bool mend_head(const struct samkv_store *s, const struct samkv_environment *e,
+                      const struct samkv_page_header *head, bool readable)
 {
     uint8_t *page = calloc(1, s->page_bytes);
     if (!page)
         return false;
     memcpy(page, head, sizeof *head);
     size_t bytes = readable ? sizeof *head : s->page_bytes;
-    bool done = pwrite(s->data_fd, page, bytes, (off_t)(head->number * s->page_bytes)) == (ssize_t)bytes;
+    bool done = pwrite(e->fd, page, bytes, (off_t)(head->number * s->page_bytes)) == (ssize_t)bytes;
     free(page);
-    samkv_log(SAMKV_LOG_WARNING, "store: page %llu of %s/data.mdb is damaged, its head was %s",
-              (unsigned long long)head->number, s->path, done ? "written anew" : "not written anew");
+    samkv_log(SAMKV_LOG_WARNING, "store: page %llu of %s is damaged, its head was %s", (unsigned long long)head->number,
+              e->path, done ? "written anew" : "not written anew");
     return done;
 }
 
@@ -108,18 +112,19 @@ bool samkv_db_value_is_sane(const struct samkv_store *s, const MDB_val *v)
     struct samkv_page_header h, right = {.flags = SAMKV_PAGE_IS_OVERFLOW};
     struct samkv_bytes value = samkv_val_bytes(v);
     uint64_t pages = (SAMKV_PAGE_HEADER_BYTES + v->mv_size - 1) / s->page_bytes + 1;
-    if (!in_map(s, v->mv_data)) /* written in this transaction, and still in memory */
+    const struct samkv_environment *e = holder(s, v->mv_data);
+    if (!e) /* written in this transaction, and still in memory */
         return true;
-    if (!samkv_extent_is(s, value))
+    if (!samkv_extent_is(s, e, value))
         return v->mv_size < s->page_bytes;
-    right.number = ((uintptr_t)v->mv_data - (uintptr_t)s->map) / s->page_bytes;
+    right.number = ((uintptr_t)v->mv_data - (uintptr_t)e->map) / s->page_bytes;
     right.lower = (uint16_t)pages;
     right.upper = (uint16_t)(pages >> 16);
-    bool readable = samkv_extent_read_at(s, right.number * s->page_bytes, &h, sizeof h, NULL) == SAMKV_OK;
+    bool readable = samkv_extent_read_at(e, right.number * s->page_bytes, &h, sizeof h, NULL) == SAMKV_OK;
     if (readable &&
         h.number == right.number) /* a page that knows its place, and says otherwise: who lies is not known */
         return (h.flags & SAMKV_PAGE_IS_OVERFLOW) && pages_of(&h) == pages;
-    return mend_head(s, &right, readable);
+    return mend_head(s, e, &right, readable);
 }
 
 enum samkv_status samkv_db_used_bytes(const struct samkv_store *s, MDB_txn *txn, uint64_t *out, struct samkv_error *err)

@@ -1,6 +1,6 @@
 #pragma once
 /*
- * The store's inside, shared by the files of this folder only: the LMDB environment with its databases, and the
+ * The store's inside, shared by the files of this folder only: LMDB environments with their databases, and the
  * translation of LMDB's codes.
  *
  *   meta        "schema"                  → version
@@ -11,8 +11,12 @@
  *   index       document key, BE32 layer  → block means and local query
  *   block       document key, BE32 block  → K and V of all layers
  *   pending     document key              → nothing: records of this document are being written or removed
+ *
+ * A store has one data file (environment) or, while it is being compacted, two: the newest, which has everything but
+ * those tokens, index and block records that have not been moved yet, and the old one, which has these (compact.h).
  */
 #include <lmdb.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -23,12 +27,15 @@
 #include "daemon/store/ledger.h"
 #include "daemon/store/queue.h"
 #include "daemon/store/record.h"
+#include "daemon/store/compact.h"
 #include "daemon/store/scratch.h"
+#include "daemon/store/space.h"
 #include "daemon/store/store.h"
 
 /* 2: collections have a codec, a quota and a TTL, names a time and a pin. Records of schema 1 are read as they are. */
 #define SAMKV_STORE_SCHEMA        2
 #define SAMKV_STORE_SCHEMA_OLDEST 1
+#define SAMKV_STORE_SCHEMA_MOVED  255 /* a data file that a newer one has taken the place of */
 
 enum samkv_db {
     SAMKV_DB_META,
@@ -48,28 +55,53 @@ struct samkv_reading {
     struct samkv_snapshot *first, *last;
 };
 
-struct samkv_store {
+/* The databases whose records stay in the old environment until they are moved. */
+static inline bool samkv_db_is_moved_later(enum samkv_db db)
+{
+    return db == SAMKV_DB_TOKENS || db == SAMKV_DB_INDEX || db == SAMKV_DB_BLOCK;
+}
+
+/* An open data file. It is closed when nobody refers to it any longer; the store refers to those it uses. */
+struct samkv_environment {
     MDB_env *env;
-    MDB_dbi dbi[SAMKV_DB_COUNT];
-    int lock_fd; /* flock'ed while a writing daemon has the directory; -1 when reading only */
+    const uint8_t *map; /* where it begins; reading it may raise SIGBUS: only in guarded sections */
+    uint64_t map_bytes;
+    int fd;        /* LMDB's descriptor of the data file */
+    int direct_fd; /* a second one that reads past the page cache, or -1 */
+    uint64_t generation;
+    char *path;                        /* of the data file */
+    unsigned references;               /* under the store's environments_lock */
+    bool drained;                      /* nothing of it is needed by new snapshots; under the same lock */
+    struct samkv_punching punching;    /* the writer thread's */
+    uint64_t advanced_at;              /* commits when a transaction was last made only to free pages; the same */
+    atomic_uint_fast64_t bytes_in_use; /* as last counted by the writer thread */
+};
+
+struct samkv_store {
+    struct samkv_environment *now, *old; /* the newest, and the one that is being emptied or NULL: the writer thread
+                                            changes them under environments_lock, others take that to look */
+    pthread_mutex_t environments_lock;
+    pthread_mutex_t following;   /* a read-only store opens the newest file again: one thread at a time */
+    MDB_dbi dbi[SAMKV_DB_COUNT]; /* the same in every environment */
+    int lock_fd;                 /* flock'ed while a writing daemon has the directory; -1 when reading only */
     char *path;
     bool read_only;
     enum samkv_codec codec;
     int zstd_level;
-    size_t page_bytes;
+    size_t page_bytes;      /* the same in every environment */
     uint64_t limit_bytes;   /* the map: what the data file cannot exceed */
-    const uint8_t *map;     /* where it begins; reading it may raise SIGBUS: only in guarded sections */
-    int data_fd;            /* LMDB's descriptor of the data file */
-    bool direct;            /* asked for; */
-    int direct_fd;          /* and where it can be had, else -1 */
+    bool direct;            /* reads past the page cache, where that can be had */
     uint64_t reserve_bytes; /* of which new documents leave free, so that removing always has room to work in */
     struct samkv_scratch_pool scratch;
     struct samkv_held_pool rooms;
     struct samkv_host_cache *host_cache; /* NULL: none */
     struct samkv_queue queue;
     struct samkv_ledger ledger;
-    atomic_uint_fast64_t commits, snapshots;
-    bool evict, quota_refuses; /* as in the options */
+    enum samkv_compact compact;
+    struct samkv_compaction compaction;
+    atomic_uint_fast64_t commits, snapshots, bytes_punched, compactions;
+    atomic_uint_fast64_t bytes_moved, bytes_moved_now, bytes_to_move; /* since the start; in this compaction */
+    bool evict, quota_refuses;                                        /* as in the options */
     int64_t (*now_s)(void *arg);
     void *now_arg;
     atomic_uint_fast64_t used_bytes; /* after the last transaction */
@@ -77,6 +109,7 @@ struct samkv_store {
     atomic_int_fast64_t expire_next_s;        /* when to look for expired names again; INT64_MAX: no TTL is set */
     double evictions_told_ms, usage_saved_ms; /* the writer thread's */
     struct samkv_reading reading;
+    atomic_uint_fast64_t damaged; /* records that reading found to be so */
 };
 
 /* The one translation of LMDB's codes (and errno values that it passes on); what: "reading", "writing a block" .... */

@@ -278,9 +278,12 @@ bool samkv_evict_find_room(struct samkv_store *s, size_t bytes, struct samkv_hun
         return false;
     if (samkv_queue_remove_next(s, &idle, &ignored) == SAMKV_OK && !idle)
         return true;
+    if (!hunt->compacted && (hunt->compacted = true) && samkv_compact_for_room(s, bytes))
+        return true;
     if (!s->evict || samkv_room_measure(s, &room, &ignored) != SAMKV_OK)
         return false;
-    uint64_t want = room_wanted(s, bytes), lacks = lacking(s, room.used_bytes, want);
+    uint64_t want = room_wanted(s, bytes),
+             lacks = lacking(s, room.used_bytes + (s->old ? atomic_load(&s->old->bytes_in_use) : 0), want);
     bool held = room.held_bytes >= want / 2 && room.free_bytes < want;
     if (!lacks) {
         /* There is room by the count, so its pages are read by a snapshot, lie too scattered, or the disk is full. */

@@ -94,19 +94,19 @@ void samkv_held_release(struct samkv_store *s, struct samkv_held *held)
 
 /* ------------------------------------------------------------------ the file */
 
-enum samkv_status samkv_extent_read_at(const struct samkv_store *s, uint64_t offset, void *to, size_t bytes,
+enum samkv_status samkv_extent_read_at(const struct samkv_environment *e, uint64_t offset, void *to, size_t bytes,
                                        struct samkv_error *err)
 {
     for (size_t done = 0; done < bytes;) {
-        ssize_t n = pread(s->data_fd, (uint8_t *)to + done, bytes - done, (off_t)(offset + done));
+        ssize_t n = pread(e->fd, (uint8_t *)to + done, bytes - done, (off_t)(offset + done));
         if (n > 0) {
             done += (size_t)n;
         } else if (n == 0) {
-            return samkv_fail(err, SAMKV_CORRUPT, "%s/data.mdb is shorter than it was: restore it", s->path);
+            return samkv_fail(err, SAMKV_CORRUPT, "%s is shorter than it was: restore it", e->path);
         } else if (errno == EIO) {
-            return samkv_fail(err, SAMKV_CORRUPT, "a part of %s/data.mdb cannot be read: check the disk", s->path);
+            return samkv_fail(err, SAMKV_CORRUPT, "a part of %s cannot be read: check the disk", e->path);
         } else if (errno != EINTR) {
-            return samkv_fail_errno(err, errno, "reading %s/data.mdb", s->path);
+            return samkv_fail_errno(err, errno, "reading %s", e->path);
         }
     }
     return SAMKV_OK;
@@ -114,14 +114,14 @@ enum samkv_status samkv_extent_read_at(const struct samkv_store *s, uint64_t off
 
 /* Whether the page cache has all of a range, asked through the map without touching it: a read that must not wait
  * (RWF_NOWAIT) would make the kernel begin to read ahead, and the disk deliver everything twice. */
-static bool is_cached(const struct samkv_store *s, uint64_t offset, size_t bytes)
+static bool is_cached(const struct samkv_environment *e, uint64_t offset, size_t bytes)
 {
     unsigned char in[512];
     uint64_t from = offset / PAGE_ALIGNED * PAGE_ALIGNED, end = offset + bytes;
     while (from < end) {
         size_t pages = (size_t)((end - from + PAGE_ALIGNED - 1) / PAGE_ALIGNED);
         pages = pages < sizeof in ? pages : sizeof in;
-        if (mincore((void *)(s->map + from), pages * PAGE_ALIGNED, in) != 0)
+        if (mincore((void *)(e->map + from), pages * PAGE_ALIGNED, in) != 0)
             return false;
         for (size_t i = 0; i < pages; i++)
             if (!(in[i] & 1))
@@ -133,13 +133,13 @@ static bool is_cached(const struct samkv_store *s, uint64_t offset, size_t bytes
 
 /* Past the page cache, in whole pages; the value then lies at *at within the room. False: try the other way, which says
  * what is wrong. */
-static bool read_direct(const struct samkv_store *s, uint64_t offset, uint8_t *to, size_t bytes, size_t *at)
+static bool read_direct(const struct samkv_environment *e, uint64_t offset, uint8_t *to, size_t bytes, size_t *at)
 {
     uint64_t from = offset / PAGE_ALIGNED * PAGE_ALIGNED;
     size_t want = (size_t)(offset - from) + bytes, all = (want + PAGE_ALIGNED - 1) / PAGE_ALIGNED * PAGE_ALIGNED;
     *at = (size_t)(offset - from);
     for (size_t done = 0; done < want;) {
-        ssize_t n = pread(s->direct_fd, to + done, all - done, (off_t)(from + done));
+        ssize_t n = pread(e->direct_fd, to + done, all - done, (off_t)(from + done));
         if (n <= 0 || n % PAGE_ALIGNED)
             return n > 0 && done + (size_t)n >= want;
         done += (size_t)n;
@@ -147,26 +147,25 @@ static bool read_direct(const struct samkv_store *s, uint64_t offset, uint8_t *t
     return true;
 }
 
-bool samkv_extent_is(const struct samkv_store *s, struct samkv_bytes in_map)
+bool samkv_extent_is(const struct samkv_store *s, const struct samkv_environment *e, struct samkv_bytes in_map)
 {
     /* Behind the header of any other page stands the table of its nodes, so no value can begin there. */
-    return ((uintptr_t)in_map.data - (uintptr_t)s->map) % s->page_bytes == SAMKV_PAGE_HEADER_BYTES;
+    return ((uintptr_t)in_map.data - (uintptr_t)e->map) % s->page_bytes == SAMKV_PAGE_HEADER_BYTES;
 }
 
-enum samkv_status samkv_extent_read(struct samkv_store *s, struct samkv_bytes in_map, struct samkv_held *held,
-                                    struct samkv_error *err)
+enum samkv_status samkv_extent_read(struct samkv_store *s, const struct samkv_environment *e, struct samkv_bytes in_map,
+                                    struct samkv_held *held, struct samkv_error *err)
 {
-    uintptr_t offset = (uintptr_t)in_map.data - (uintptr_t)s->map;
+    uintptr_t offset = (uintptr_t)in_map.data - (uintptr_t)e->map;
     /* Nodes were checked when the store was opened, but may have been damaged since. */
-    if (offset >= s->limit_bytes || in_map.size > s->limit_bytes - offset)
-        return samkv_fail(err, SAMKV_CORRUPT, "a page of %s/data.mdb is damaged: restart the daemon to check it",
-                          s->path);
+    if (offset >= e->map_bytes || in_map.size > e->map_bytes - offset)
+        return samkv_fail(err, SAMKV_CORRUPT, "a page of %s is damaged: restart the daemon to check it", e->path);
     enum samkv_status st = samkv_held_reserve(s, held, in_map.size + (size_t)2 * PAGE_ALIGNED, err);
     size_t at = 0;
-    bool direct = st == SAMKV_OK && s->direct_fd >= 0 && !is_cached(s, offset, in_map.size) &&
-                  read_direct(s, offset, held->room->memory, in_map.size, &at);
+    bool direct = st == SAMKV_OK && e->direct_fd >= 0 && !is_cached(e, offset, in_map.size) &&
+                  read_direct(e, offset, held->room->memory, in_map.size, &at);
     if (st == SAMKV_OK && !direct)
-        st = samkv_extent_read_at(s, offset, held->room->memory + (at = 0), in_map.size, err);
+        st = samkv_extent_read_at(e, offset, held->room->memory + (at = 0), in_map.size, err);
     if (st == SAMKV_OK)
         held->bytes = (struct samkv_bytes){held->room->memory + at, in_map.size};
     return st;
@@ -175,46 +174,45 @@ enum samkv_status samkv_extent_read(struct samkv_store *s, struct samkv_bytes in
 /* ------------------------------------------------------------------ the map */
 
 /* Whether the page at `page` is the one in the file that its own number says; *map is then where the map begins. */
-static bool page_is_ours(struct samkv_store *s, const uint8_t *page, const uint8_t **map)
+static bool page_is_ours(const struct samkv_store *s, struct samkv_environment *e, const uint8_t *page,
+                         const uint8_t **map)
 {
     uint8_t same[PAGE_MAX];
     struct samkv_page_header h;
     memcpy(&h, page, sizeof h);
-    if (h.number >= s->limit_bytes / s->page_bytes || s->page_bytes > sizeof same ||
-        samkv_extent_read_at(s, h.number * s->page_bytes, same, s->page_bytes, NULL) != SAMKV_OK ||
+    if (h.number >= e->map_bytes / s->page_bytes || s->page_bytes > sizeof same ||
+        samkv_extent_read_at(e, h.number * s->page_bytes, same, s->page_bytes, NULL) != SAMKV_OK ||
         memcmp(same, page, sizeof h) != 0 || memcmp(same, page, s->page_bytes) != 0)
         return false;
     *map = page - h.number * s->page_bytes;
     return true;
 }
 
-enum samkv_status samkv_extent_locate(struct samkv_store *s, struct samkv_error *err)
+enum samkv_status samkv_extent_locate(struct samkv_store *s, struct samkv_environment *e, struct samkv_error *err)
 {
     MDB_txn *txn;
     MDB_val k = {6, "schema"}, v;
-    int rc = mdb_env_get_fd(s->env, &s->data_fd);
-    if (!rc)
-        rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &txn);
+    int rc = mdb_txn_begin(e->env, NULL, MDB_RDONLY, &txn);
     if (rc)
-        return samkv_fail_lmdb(err, rc, s->path);
+        return samkv_fail_lmdb(err, rc, e->path);
     rc = mdb_get(txn, s->dbi[SAMKV_DB_META], &k, &v);
     /* LMDB tells the map's address only where it was asked for one. A page knows its number, which gives it too. A map
      * begins at a page of the system's, which may be smaller than the file's. */
     bool found = false;
     uintptr_t at = (uintptr_t)v.mv_data, system_page = (uintptr_t)sysconf(_SC_PAGESIZE);
     for (uintptr_t shift = 0; rc == 0 && !found && shift < s->page_bytes; shift += system_page)
-        found = page_is_ours(s, (const uint8_t *)((at - shift) / s->page_bytes * s->page_bytes + shift), &s->map);
+        found = page_is_ours(s, e, (const uint8_t *)((at - shift) / s->page_bytes * s->page_bytes + shift), &e->map);
     mdb_txn_abort(txn);
     if (rc || !found)
-        return samkv_fail(err, SAMKV_IO, "%s/data.mdb cannot be read: check the disk", s->path);
-    if (s->direct && s->direct_fd < 0) {
+        return samkv_fail(err, SAMKV_IO, "%s cannot be read: check the disk", e->path);
+    if (s->direct && e->direct_fd < 0) {
         char link[64];
-        snprintf(link, sizeof link, "/proc/self/fd/%d", s->data_fd);
-        s->direct_fd = open(link, O_RDONLY | O_DIRECT | O_CLOEXEC); /* some file systems cannot: then as without */
-        if (s->direct_fd < 0)
-            samkv_log(SAMKV_LOG_WARNING, "store: %s cannot be read past the page cache: %s", s->path, strerror(errno));
+        snprintf(link, sizeof link, "/proc/self/fd/%d", e->fd);
+        e->direct_fd = open(link, O_RDONLY | O_DIRECT | O_CLOEXEC); /* some file systems cannot: then as without */
+        if (e->direct_fd < 0)
+            samkv_log(SAMKV_LOG_WARNING, "store: %s cannot be read past the page cache: %s", e->path, strerror(errno));
     }
     /* Records are read whole and in no order: what the kernel would read beside them is not wanted. */
-    posix_fadvise(s->data_fd, 0, 0, POSIX_FADV_RANDOM);
+    posix_fadvise(e->fd, 0, 0, POSIX_FADV_RANDOM);
     return SAMKV_OK;
 }

@@ -42,6 +42,7 @@ struct samkv_held {
 };
 
 struct samkv_store;
+struct samkv_environment;
 
 void samkv_held_pool_init(struct samkv_held_pool *);
 void samkv_held_pool_deinit(struct samkv_held_pool *);
@@ -53,20 +54,21 @@ enum samkv_status samkv_held_reserve(struct samkv_store *, struct samkv_held *, 
 /* Gives the memory back. Holding nothing is allowed. */
 void samkv_held_release(struct samkv_store *, struct samkv_held *);
 
-/* Finds out where the map begins, and opens the file a second time when it is to be read past the page cache. Once
- * after the environment was opened, and again after it was opened anew. */
-enum samkv_status samkv_extent_locate(struct samkv_store *, struct samkv_error *) SAMKV_MUST_USE;
+/* Finds out where an environment's map begins, and opens its file a second time when it is to be read past the page
+ * cache. Once, after its databases were opened. */
+enum samkv_status samkv_extent_locate(struct samkv_store *, struct samkv_environment *,
+                                      struct samkv_error *) SAMKV_MUST_USE;
 
 /* True when the value (an address in the map) lies on pages of its own, false when on a page with others. */
-bool samkv_extent_is(const struct samkv_store *, struct samkv_bytes in_map);
+bool samkv_extent_is(const struct samkv_store *, const struct samkv_environment *, struct samkv_bytes in_map);
 
 /*
  * Reads an extent's value to *held. CORRUPT when the file ends before it or a sector of it cannot be read: both are
  * damage of this record, which its tokens may bring back. IO for any other error. Any thread, no lock needed.
  */
-enum samkv_status samkv_extent_read(struct samkv_store *, struct samkv_bytes in_map, struct samkv_held *,
-                                    struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_extent_read(struct samkv_store *, const struct samkv_environment *, struct samkv_bytes in_map,
+                                    struct samkv_held *, struct samkv_error *) SAMKV_MUST_USE;
 
 /* `bytes` of the data file from `offset` on, the same errors. */
-enum samkv_status samkv_extent_read_at(const struct samkv_store *, uint64_t offset, void *to, size_t bytes,
+enum samkv_status samkv_extent_read_at(const struct samkv_environment *, uint64_t offset, void *to, size_t bytes,
                                        struct samkv_error *) SAMKV_MUST_USE;

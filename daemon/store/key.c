@@ -35,3 +35,13 @@ void samkv_document_key(const uint8_t fingerprint[16], enum samkv_dtype dtype, c
     XXH128_canonicalFromHash(&part, XXH3_128bits(buffer, sizeof buffer));
     memcpy(out->bytes, &part, sizeof out->bytes);
 }
+
+void samkv_document_key_of_codec(struct samkv_key *key, enum samkv_codec codec)
+{
+    if (samkv_codec_lossless(codec) == codec)
+        return;
+    XXH128_canonical_t part;
+    XXH128_canonicalFromHash(&part,
+                             XXH3_128bits_withSeed(key->bytes, sizeof key->bytes, 0x4c444b53u + (unsigned)codec));
+    memcpy(key->bytes, &part, sizeof key->bytes);
+}

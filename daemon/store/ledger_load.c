@@ -75,7 +75,7 @@ enum samkv_status samkv_ledger_load(struct samkv_store *s, struct samkv_error *e
     MDB_txn *txn;
     samkv_ledger_clear(&s->ledger);
     s->ledger.lost = false;
-    int rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &txn);
+    int rc = mdb_txn_begin(s->now->env, NULL, MDB_RDONLY, &txn);
     if (rc)
         return samkv_fail_lmdb(err, rc, s->path);
     enum samkv_status st = take_each(s, txn, SAMKV_DB_COLLECTION, take_collection, err);

@@ -21,7 +21,7 @@ struct walk {
 static void open_cursor(void *arg)
 {
     struct walk *w = arg;
-    w->rc = mdb_cursor_open(w->snapshot->txn, w->snapshot->store->dbi[w->db], &w->cursor);
+    w->rc = mdb_cursor_open(w->snapshot->now.txn, w->snapshot->store->dbi[w->db], &w->cursor);
 }
 
 static void touch(void *arg)
@@ -31,7 +31,8 @@ static void touch(void *arg)
     w->rc = mdb_cursor_get(w->cursor, &k, &v, w->op);
     if (w->rc)
         return;
-    if (k.mv_size > sizeof w->key_bytes || !samkv_snapshot_hold(w->snapshot, &v, &w->held, &w->extent)) {
+    if (k.mv_size > sizeof w->key_bytes ||
+        !samkv_snapshot_hold(w->snapshot, &w->snapshot->now, &v, &w->held, &w->extent)) {
         w->rc = MDB_CORRUPTED;
         return;
     }
@@ -49,7 +50,7 @@ static enum samkv_status step(struct walk *w, MDB_cursor_op op, struct samkv_err
         st = samkv_snapshot_run(w->snapshot, touch, w, err);
     if (st == SAMKV_OK && w->rc)
         st = samkv_fail_lmdb(err, w->rc, "listing");
-    return st == SAMKV_OK && w->extent.data ? samkv_extent_read(s, w->extent, &w->held, err) : st;
+    return st == SAMKV_OK && w->extent.data ? samkv_extent_read(s, w->snapshot->now.env, w->extent, &w->held, err) : st;
 }
 
 static enum samkv_status begin(struct walk *w, struct samkv_snapshot *snapshot, enum samkv_db db,

@@ -181,21 +181,24 @@ static enum samkv_status apply_rewrite(struct samkv_change *c, struct samkv_job 
     st = samkv_db_get(c->store, c->txn, rewrite->db, rewrite->key, &old, err);
     if (st != SAMKV_OK && st != SAMKV_NOT_FOUND)
         return st;
+    if (st == SAMKV_NOT_FOUND)
+        old.size = samkv_compact_record_bytes(c->store, rewrite->db, rewrite->key.data, rewrite->key.size);
     account(there, rewrite->db, old.size, rewrite->record.size);
     st = samkv_change_put(c, rewrite->db, rewrite->key, rewrite->record, err);
     return st == SAMKV_OK ? samkv_change_put_document(c, &d, err) : st;
 }
 
 static enum samkv_status rewrite_part(struct samkv_store *s, const struct samkv_manifest *m, enum samkv_db db,
-                                      enum samkv_record_kind kind, uint32_t number, const struct samkv_layout *layout,
-                                      const void *const *src, struct samkv_error *err)
+                                      enum samkv_record_kind kind, uint32_t number, enum samkv_codec codec,
+                                      const struct samkv_layout *layout, const void *const *src,
+                                      struct samkv_error *err)
 {
     uint8_t key[SAMKV_PART_KEY_BYTES], *record;
     size_t record_bytes;
     struct rewrite_job rewrite = {
         .job = {.apply = apply_rewrite}, .manifest = m, .db = db, .key = samkv_part_key(&m->key, number, key)};
-    enum samkv_status st = samkv_record_encode(kind, rewrite.key, s->codec, s->zstd_level, layout, src, &s->scratch,
-                                               &record, &record_bytes);
+    enum samkv_status st =
+        samkv_record_encode(kind, rewrite.key, codec, s->zstd_level, layout, src, &s->scratch, &record, &record_bytes);
     if (st != SAMKV_OK)
         return samkv_fail(err, st, "a record could not be encoded: %s", samkv_status_text(st));
     rewrite.record = (struct samkv_bytes){record, record_bytes};
@@ -213,7 +216,7 @@ enum samkv_status samkv_store_block_rewrite(struct samkv_store *s, const struct 
     if (block >= m->blocks)
         return samkv_fail(err, SAMKV_INVALID, "the document has %u blocks, no block %u", m->blocks, block);
     struct samkv_layout layout = samkv_block_layout(m, block);
-    return rewrite_part(s, m, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, block, &layout, src, err);
+    return rewrite_part(s, m, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, block, m->codec, &layout, src, err);
 }
 
 enum samkv_status samkv_store_index_rewrite(struct samkv_store *s, const struct samkv_manifest *m, uint32_t layer,
@@ -227,5 +230,6 @@ enum samkv_status samkv_store_index_rewrite(struct samkv_store *s, const struct 
         return samkv_fail(err, SAMKV_INVALID, "layer %u of %u with %zu numbers is no index of this document", layer,
                           m->shape.layers, count);
     const void *src[1] = {index};
-    return rewrite_part(s, m, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, layer, &layout, src, err);
+    return rewrite_part(s, m, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, layer, samkv_codec_lossless(m->codec), &layout, src,
+                        err);
 }

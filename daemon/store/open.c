@@ -14,13 +14,12 @@
 #include "daemon/base/log.h"
 #include "daemon/store/change.h"
 #include "daemon/store/datafile.h"
-#include "daemon/store/environment.h"
+#include "daemon/store/generation.h"
 #include "daemon/store/guard.h"
 #include "daemon/store/usage.h"
 
-#define MAX_READERS     1024
+#define FOLLOW_TRIES    8
 #define LIMIT_MIN_BYTES ((uint64_t)1 << 20)
-#define PATH_BYTES      4096
 
 /* Sanitizers leave little address space; elsewhere a map costs nothing but addresses. */
 #if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
@@ -29,30 +28,13 @@
 #define MAP_MAX_BYTES ((uint64_t)16 << 40)
 #endif
 
-static const char *const db_names[SAMKV_DB_COUNT] = {
-    [SAMKV_DB_META] = "meta",         [SAMKV_DB_COLLECTION] = "collection", [SAMKV_DB_NAME] = "name",
-    [SAMKV_DB_DOCUMENT] = "document", [SAMKV_DB_TOKENS] = "tokens",         [SAMKV_DB_INDEX] = "index",
-    [SAMKV_DB_BLOCK] = "block",       [SAMKV_DB_PENDING] = "pending",
-};
-
-static const struct samkv_bytes schema_key = {"schema", 6};
-
-static enum samkv_status path_in(const struct samkv_store *s, const char *name, char out[PATH_BYTES],
-                                 struct samkv_error *err)
-{
-    int n = snprintf(out, PATH_BYTES, "%s/%s", s->path, name);
-    if (n < 0 || n >= PATH_BYTES)
-        return samkv_fail(err, SAMKV_INVALID, "the store's path is too long: choose a shorter one");
-    return SAMKV_OK;
-}
-
 /* Takes the directory for this process. The lock file also says that the store was made once: it is not empty then. */
 static enum samkv_status take_directory(struct samkv_store *s, bool *made_before, struct samkv_error *err)
 {
-    char path[PATH_BYTES];
-    enum samkv_status st = path_in(s, "samkv.lock", path, err);
-    if (st != SAMKV_OK)
-        return st;
+    char path[SAMKV_PATH_BYTES];
+    int n = snprintf(path, sizeof path, "%s/samkv.lock", s->path);
+    if (n < 0 || (size_t)n >= sizeof path)
+        return samkv_fail(err, SAMKV_INVALID, "the store's path is too long: choose a shorter one");
     if (mkdir(s->path, 0700) != 0 && errno != EEXIST)
         return samkv_fail_errno(err, errno, "cannot create the store's directory %s", s->path);
     s->lock_fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
@@ -76,15 +58,19 @@ static enum samkv_status note_made(struct samkv_store *s, struct samkv_error *er
     return SAMKV_OK;
 }
 
-/* The data file as it is, before LMDB touches it; and the size of the map. */
-static enum samkv_status choose_map(struct samkv_store *s, uint64_t max_bytes, bool made_before,
-                                    struct samkv_error *err)
+/* The data files as they are, before LMDB touches it; and the size of the map. */
+static enum samkv_status choose_map(struct samkv_store *s, const struct samkv_generations *g, uint64_t max_bytes,
+                                    bool made_before, struct samkv_error *err)
 {
-    char path[PATH_BYTES];
+    char path[SAMKV_PATH_BYTES];
     struct samkv_datafile file;
-    enum samkv_status st = path_in(s, "data.mdb", path, err);
-    if (st == SAMKV_OK)
-        st = samkv_datafile_check(path, !s->read_only, &file, err);
+    enum samkv_status st = SAMKV_OK;
+    for (unsigned i = g->count == 2 ? 2 : 1;
+         st == SAMKV_OK && i-- > 0;) { /* the newest last: its path and size count */
+        st = samkv_generation_path(s, i ? g->old : g->newest, false, path, err);
+        if (st == SAMKV_OK)
+            st = samkv_datafile_check(path, !s->read_only, &file, err);
+    }
     /* A start that was cut short before anything was stored: the meta pages, or a part of them. */
     if (st == SAMKV_CORRUPT && !made_before && file.exists && file.file_bytes <= 2 * (uint64_t)sysconf(_SC_PAGESIZE))
         st = truncate(path, 0) == 0 ? SAMKV_OK : samkv_fail_errno(err, errno, "cannot begin %s anew", path);
@@ -114,141 +100,129 @@ static enum samkv_status choose_map(struct samkv_store *s, uint64_t max_bytes, b
     return SAMKV_OK;
 }
 
-/* LMDB's assertions are about what it reads from the file; outside a guarded section it aborts. */
-static void on_lmdb_assertion(MDB_env *env, const char *text)
+/* What follows from the size of the map that there was room for. */
+static void settle_limit(struct samkv_store *s)
 {
-    (void)env, (void)text;
-    samkv_guard_leave();
-}
-
-/* One try with the chosen map. The environment is closed again on failure: LMDB wants it so. */
-static int open_mapped(struct samkv_store *s)
-{
-    int rc = mdb_env_create(&s->env);
-    if (rc)
-        return rc;
-    mdb_env_set_assert(s->env, on_lmdb_assertion);
-    rc = mdb_env_set_maxdbs(s->env, SAMKV_DB_COUNT);
-    if (!rc)
-        rc = mdb_env_set_maxreaders(s->env, MAX_READERS);
-    if (!rc)
-        rc = mdb_env_set_mapsize(s->env, s->limit_bytes);
-    unsigned flags = MDB_NOTLS | MDB_NORDAHEAD | (s->read_only ? MDB_RDONLY : 0u);
-    if (!rc)
-        rc = mdb_env_open(s->env, s->path, flags, 0600);
-    if (rc) {
-        mdb_env_close(s->env);
-        s->env = NULL;
-    }
-    return rc;
-}
-
-static enum samkv_status open_environment(struct samkv_store *s, bool may_shrink, struct samkv_error *err)
-{
-    int rc = open_mapped(s);
-    /* Where addresses are limited (ulimit -v, small machines) a smaller map does too. */
-    while (rc == ENOMEM && may_shrink && s->limit_bytes > 256 * LIMIT_MIN_BYTES) {
-        s->limit_bytes = s->limit_bytes / 2 / 65536 * 65536;
-        rc = open_mapped(s);
-    }
-    if (rc)
-        return samkv_fail_lmdb(err, rc, s->path);
-    int cleared;
-    rc = mdb_reader_check(s->env, &cleared);
-    if (rc)
-        return samkv_fail_lmdb(err, rc, "clearing stale readers");
-    MDB_stat stat;
-    MDB_envinfo info;
-    mdb_env_stat(s->env, &stat);
-    mdb_env_info(s->env, &info);
-    s->page_bytes = stat.ms_psize;
-    s->limit_bytes = info.me_mapsize;
+    s->limit_bytes = s->now->map_bytes;
     /* A deletion touches a handful of pages of each tree; a step of removal a thousand leaves at most. */
     s->reserve_bytes = s->limit_bytes / 16;
     uint64_t least = 32 * s->page_bytes, most = 4096 * s->page_bytes;
     s->reserve_bytes = s->reserve_bytes < least ? least : s->reserve_bytes > most ? most : s->reserve_bytes;
-    return SAMKV_OK;
 }
 
-static enum samkv_status write_schema(struct samkv_store *s, MDB_txn *txn, struct samkv_error *err)
+static enum samkv_status open_one(struct samkv_store *s, uint64_t generation, bool may_shrink,
+                                  struct samkv_environment **out, bool *moved, struct samkv_error *err)
 {
-    uint8_t record[SAMKV_RECORD_HEADER_BYTES + 1];
-    struct samkv_record head = {.pieces = 1, .raw_bytes = 1, .payload_bytes = 1};
-    record[SAMKV_RECORD_HEADER_BYTES] = SAMKV_STORE_SCHEMA;
-    samkv_record_seal(record, SAMKV_RECORD_SCHEMA, schema_key, &head);
-    MDB_val k = samkv_val(schema_key), v = {sizeof record, record};
-    int rc = mdb_put(txn, s->dbi[SAMKV_DB_META], &k, &v, 0);
-    return rc ? samkv_fail_lmdb(err, rc, "writing the schema") : SAMKV_OK;
-}
-
-/*
- * Writes the schema into an empty file, or checks the one that is there. An older one becomes today's with this note
- * alone: its records say by themselves which form they have, and are written anew when they change. A daemon of before
- * then refuses the store instead of taking new forms for damage.
- */
-static enum samkv_status check_schema(struct samkv_store *s, MDB_txn *txn, bool empty, struct samkv_error *err)
-{
-    struct samkv_bytes value;
-    if (empty)
-        return write_schema(s, txn, err);
-    struct samkv_record r;
-    enum samkv_status st = samkv_db_get(s, txn, SAMKV_DB_META, schema_key, &value, err);
-    if (st == SAMKV_NOT_FOUND)
-        return samkv_fail(err, SAMKV_MISMATCH, "%s holds no store of samkvd: name another directory", s->path);
+    enum samkv_status st = samkv_generation_open(s, generation, may_shrink, out, err);
     if (st != SAMKV_OK)
         return st;
-    if (samkv_record_open(value, SAMKV_RECORD_SCHEMA, schema_key, &r) != SAMKV_OK || r.payload_bytes != 1)
-        return samkv_fail(err, SAMKV_CORRUPT, "the store in %s is damaged (schema): restore it or start a new one",
-                          s->path);
-    if (r.payload[0] >= SAMKV_STORE_SCHEMA_OLDEST && r.payload[0] < SAMKV_STORE_SCHEMA)
-        return s->read_only ? SAMKV_OK : write_schema(s, txn, err);
-    if (r.payload[0] != SAMKV_STORE_SCHEMA)
-        return samkv_fail(err, SAMKV_MISMATCH,
-                          "the store in %s has schema %u, this samkvd knows %u: use the samkvd that made it, or ingest "
-                          "into a new directory",
-                          s->path, r.payload[0], SAMKV_STORE_SCHEMA);
-    return SAMKV_OK;
+    st = samkv_generation_databases(s, *out, moved, err);
+    if (st != SAMKV_OK)
+        samkv_environment_release(s, *out);
+    return st;
 }
 
-static enum samkv_status open_databases(struct samkv_store *s, struct samkv_error *err)
+/* A newer file beside one that was not moved: its making was cut short. */
+static void drop_leftover(struct samkv_store *s, uint64_t generation)
 {
-    MDB_txn *txn;
-    int rc = mdb_txn_begin(s->env, NULL, s->read_only ? MDB_RDONLY : 0, &txn);
-    if (rc)
-        return samkv_fail_lmdb(err, rc, s->path);
-    MDB_stat stat = {0};
-    enum samkv_status st = SAMKV_OK;
-    rc = mdb_stat(txn, 1, &stat);
-    bool empty = rc == 0 && stat.ms_entries == 0 && !s->read_only;
-    for (int i = 0; i < SAMKV_DB_COUNT && rc == 0 && st == SAMKV_OK; i++) {
-        rc = mdb_dbi_open(txn, db_names[i], empty ? MDB_CREATE : 0, &s->dbi[i]);
-        if (rc == 0 && i == SAMKV_DB_META)
-            st = check_schema(s, txn, empty, err);
-    }
-    if (st == SAMKV_OK && rc == MDB_NOTFOUND)
-        st = samkv_fail(err, SAMKV_MISMATCH, "%s holds no store of samkvd: name another directory", s->path);
-    else if (st == SAMKV_OK && rc)
-        st = samkv_fail_lmdb(err, rc, s->path);
-    if (st != SAMKV_OK) {
-        mdb_txn_abort(txn);
+    struct samkv_environment leftover = {.generation = generation};
+    char path[SAMKV_PATH_BYTES];
+    if (s->read_only || samkv_generation_path(s, generation, false, path, NULL) != SAMKV_OK)
+        return;
+    leftover.path = path;
+    samkv_generation_unlink(s, &leftover);
+}
+
+/* The newest whose predecessor (if it is there) says that it was moved. */
+static enum samkv_status open_generations(struct samkv_store *s, const struct samkv_generations *g, bool may_shrink,
+                                          struct samkv_error *err)
+{
+    struct samkv_environment *first, *second;
+    bool moved;
+    enum samkv_status st = open_one(s, g->count == 2 ? g->old : g->newest, may_shrink, &first, &moved, err);
+    if (st != SAMKV_OK)
         return st;
+    samkv_generations_publish(s, first, NULL);
+    settle_limit(s);
+    if (!moved) {
+        if (g->count == 2)
+            drop_leftover(s, g->newest);
+        return SAMKV_OK;
     }
-    rc = mdb_txn_commit(txn);
-    return rc ? samkv_fail_lmdb(err, samkv_db_write_code(s, rc), s->path) : SAMKV_OK;
+    if (g->count < 2)
+        return samkv_fail(err, SAMKV_CORRUPT, "the newest data file of the store in %s is gone: restore it", s->path);
+    st = open_one(s, g->newest, false, &second, &moved, err);
+    if (st != SAMKV_OK)
+        return st;
+    samkv_generations_publish(s, second, first);
+    s->compaction.database = 0; /* goes on where it was */
+    return moved ? samkv_fail(err, SAMKV_BUSY, "the store in %s has just been compacted: try again", s->path)
+                 : SAMKV_OK;
+}
+
+/* Of a read-only store: those that are there now. An environment that is open stays so: LMDB wants a file opened once
+ * by a process. */
+static enum samkv_status open_newer(struct samkv_store *s, struct samkv_error *err)
+{
+    struct samkv_generations g;
+    struct samkv_environment *now, *old = NULL;
+    bool moved;
+    enum samkv_status st = samkv_generations_find(s, &g, err);
+    if (st != SAMKV_OK)
+        return st;
+    if (g.count == 0 || g.newest <= s->now->generation)
+        return SAMKV_OK;
+    st = open_one(s, g.newest, false, &now, &moved, err);
+    if (st != SAMKV_OK)
+        return st;
+    if (g.count == 2 && g.old == s->now->generation)
+        old = s->now;
+    else if (g.count == 2)
+        st = open_one(s, g.old, false, &old, &moved, err);
+    if (st == SAMKV_OK)
+        samkv_generations_publish(s, now, old);
+    else
+        samkv_environment_release(s, now);
+    return st;
+}
+
+enum samkv_status samkv_generations_follow(struct samkv_store *s, struct samkv_error *err)
+{
+    pthread_mutex_lock(&s->following);
+    enum samkv_status st = open_newer(s, err);
+    pthread_mutex_unlock(&s->following);
+    return st;
+}
+
+/* Checks and opens. For a reader beside a daemon files may go and come meanwhile: it looks again then. */
+static enum samkv_status open_files(struct samkv_store *s, const struct samkv_store_options *o, bool made_before,
+                                    struct samkv_error *err)
+{
+    struct samkv_generations g, next;
+    enum samkv_status st = samkv_generations_find(s, &g, err);
+    for (int tries = 0; st == SAMKV_OK; tries++) {
+        st = choose_map(s, &g, o->max_bytes, made_before, err);
+        if (st == SAMKV_OK)
+            st = open_generations(s, &g, o->max_bytes == 0, err);
+        if (st == SAMKV_OK || !s->read_only || tries == FOLLOW_TRIES)
+            break;
+        if (samkv_generations_find(s, &next, NULL) != SAMKV_OK || (next.count == g.count && next.newest == g.newest))
+            break;
+        g = next;
+        samkv_generations_publish(s, NULL, NULL);
+        st = SAMKV_OK;
+    }
+    return st;
 }
 
 static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store_options *o, struct samkv_error *err)
 {
     bool made_before = false;
     enum samkv_status st = s->read_only ? SAMKV_OK : take_directory(s, &made_before, err);
+    if (st == SAMKV_OK && !s->read_only)
+        samkv_generations_tidy(s);
     if (st == SAMKV_OK)
-        st = choose_map(s, o->max_bytes, made_before, err);
-    if (st == SAMKV_OK)
-        st = open_environment(s, o->max_bytes == 0, err);
-    if (st == SAMKV_OK)
-        st = open_databases(s, err);
-    if (st == SAMKV_OK)
-        st = samkv_extent_locate(s, err);
+        st = open_files(s, o, made_before, err);
     if (st != SAMKV_OK || s->read_only)
         return st;
     if (!made_before)
@@ -260,6 +234,9 @@ static enum samkv_status prepare(struct samkv_store *s, const struct samkv_store
     if (st == SAMKV_OK) {
         samkv_usage_load(s);
         s->usage_saved_ms = samkv_now_ms();
+        samkv_space_count(s, s->now);
+        if (s->old)
+            samkv_space_count(s, s->old);
         st = samkv_queue_start(s, err);
     }
     return st;
@@ -278,11 +255,12 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory while opening the store");
     }
     s->lock_fd = -1;
-    s->direct_fd = -1;
     s->direct = o->direct;
     s->read_only = o->read_only;
     s->codec = o->codec;
     s->zstd_level = o->zstd_level;
+    s->compact = o->compact;
+    s->compaction.database = -1;
     samkv_guard_install();
     s->evict = o->evict;
     s->quota_refuses = o->quota_refuses;
@@ -293,6 +271,8 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     pthread_mutex_init(&s->reading.lock, NULL);
     samkv_held_pool_init(&s->rooms);
     samkv_queue_init(&s->queue);
+    pthread_mutex_init(&s->environments_lock, NULL);
+    pthread_mutex_init(&s->following, NULL);
     enum samkv_status st = SAMKV_OK;
     if (o->host_cache_bytes)
         st = samkv_host_cache_new(o->host_cache_bytes, &s->host_cache, err);
@@ -315,10 +295,8 @@ void samkv_store_close(struct samkv_store *s)
     samkv_queue_deinit(s);
     if (wrote && samkv_usage_save(s, &err) != SAMKV_OK)
         samkv_log(SAMKV_LOG_WARNING, "store: %s", err.text);
-    if (s->env)
-        mdb_env_close(s->env);
-    if (s->direct_fd >= 0)
-        close(s->direct_fd);
+    samkv_environment_release(s, s->old);
+    samkv_environment_release(s, s->now);
     if (s->lock_fd >= 0)
         close(s->lock_fd); /* the lock goes with it */
     samkv_scratch_pool_deinit(&s->scratch);
@@ -326,6 +304,8 @@ void samkv_store_close(struct samkv_store *s)
     samkv_host_cache_free(s->host_cache);
     samkv_ledger_deinit(&s->ledger);
     pthread_mutex_destroy(&s->reading.lock);
+    pthread_mutex_destroy(&s->environments_lock);
+    pthread_mutex_destroy(&s->following);
     free(s->path);
     free(s);
 }

@@ -9,7 +9,8 @@
 #define MAX_DEPTH       32u /* LMDB's own limit of a cursor */
 #define NODE_BYTES      8u
 #define KEY_MAX_BYTES   511u
-#define FREE_LIST_FLAGS 0x08u /* integer keys */
+#define FREE_LIST_FLAGS 0x08u   /* integer keys */
+#define NO_DIRECTORY    0x4000u /* how the file was opened when it was made: LMDB keeps it with the free list's flags */
 #define FIRST_DATA_PAGE 2u
 #define PAGE_MAX        32768u
 
@@ -252,7 +253,7 @@ static enum samkv_status walk_page(struct walk *w, uint64_t page, uint32_t left,
 
 static enum samkv_status walk_tree(struct walk *w, const struct samkv_tree_root *tree, enum tree_kind kind)
 {
-    if (kind == FREE_LIST ? tree->flags != FREE_LIST_FLAGS : tree->flags != 0)
+    if (kind == FREE_LIST ? (tree->flags & ~NO_DIRECTORY) != FREE_LIST_FLAGS : tree->flags != 0)
         return SAMKV_CORRUPT;
     if (tree->root == NO_PAGE)
         return tree->depth == 0 && tree->entries == 0 ? SAMKV_OK : SAMKV_CORRUPT;

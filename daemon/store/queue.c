@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/base/thread.h"
 #include "daemon/store/change.h"
@@ -14,6 +15,7 @@
 #include "daemon/store/txn.h"
 
 #define RETRY_REMOVAL_S 2
+#define TEND_NS         50000000 /* between looks at space that cannot be given back yet */
 
 void samkv_queue_init(struct samkv_queue *q)
 {
@@ -151,17 +153,27 @@ static void undo_change(struct samkv_change *c)
     }
 }
 
+static uint64_t bytes_in_old(const struct samkv_store *s)
+{
+    return s->old ? atomic_load(&s->old->bytes_in_use) : 0;
+}
+
 /* New documents leave a reserve free: without any room nothing could be removed either. */
 static enum samkv_status check_room(struct samkv_change *c, struct samkv_error *err)
 {
-    uint64_t used = 0;
+    struct samkv_store *s = c->store;
+    uint64_t used = 0, elsewhere = bytes_in_old(s);
+    enum samkv_status st = samkv_txn_used_bytes(c, &used, err);
+    if (st != SAMKV_OK)
+        return st;
+    atomic_store(&s->now->bytes_in_use, used); /* should the commit fail, the next one mends it */
     if (!c->grows)
         return SAMKV_OK;
-    enum samkv_status st = samkv_txn_used_bytes(c, &used, err);
-    if (st == SAMKV_OK && used + c->store->reserve_bytes > c->store->limit_bytes)
+    /* While the store is compacted the size of one map does not bound what two files take. */
+    if (used + elsewhere + s->reserve_bytes > s->limit_bytes || (s->old && !samkv_space_fits(s, c->put_bytes)))
         st = samkv_fail(err, SAMKV_FULL,
-                        "the store %s has reached its limit of %llu MiB: remove documents or raise the limit",
-                        c->store->path, (unsigned long long)(c->store->limit_bytes >> 20));
+                        "the store %s has reached its limit of %llu MiB: remove documents or raise the limit", s->path,
+                        (unsigned long long)(s->limit_bytes >> 20));
     return st;
 }
 
@@ -211,7 +223,7 @@ static enum samkv_status commit_change(struct samkv_change *c, struct samkv_erro
     if (st == SAMKV_OK) {
         samkv_ledger_keep(&c->journal);
         if (measured)
-            atomic_store(&c->store->used_bytes, used);
+            atomic_store(&c->store->used_bytes, used + bytes_in_old(c->store));
         atomic_fetch_add(&c->store->evictions, c->evicted);
         atomic_fetch_add(&c->store->evicted_bytes, c->evicted_bytes);
         atomic_fetch_add(&c->store->expirations, c->expired);
@@ -228,7 +240,10 @@ static enum samkv_status remove_step(struct samkv_store *s, const struct samkv_k
 {
     struct samkv_change c;
     bool more = true;
-    enum samkv_status st = samkv_txn_begin(s, &c, err);
+    enum samkv_status st = samkv_compact_remove_some(s, key, &more, err);
+    if (st != SAMKV_OK || more) /* the mark that says so goes with the last of the newest file's records */
+        return st;
+    st = samkv_txn_begin(s, &c, err);
     if (st != SAMKV_OK)
         return st;
     st = samkv_txn_remove_some(&c, key, &more, err);
@@ -264,6 +279,14 @@ static enum samkv_status remove_next(struct samkv_store *s, bool stuck_too, bool
     pthread_cond_broadcast(&q->changed);
     pthread_mutex_unlock(&q->lock);
     return st;
+}
+
+bool samkv_queue_is_removing(struct samkv_store *s)
+{
+    pthread_mutex_lock(&s->queue.lock);
+    bool removing = next_removal(&s->queue, true) != NULL;
+    pthread_mutex_unlock(&s->queue.lock);
+    return removing;
 }
 
 enum samkv_status samkv_queue_drain_removals(struct samkv_store *s, struct samkv_error *err)
@@ -404,18 +427,34 @@ static bool wait_for_work(struct samkv_store *s)
     struct samkv_queue *q = &s->queue;
     bool stuck = next_removal(q, true) != NULL;
     int wait_s = samkv_upkeep_wait_s(s);
-    if (!stuck && wait_s < 0) {
+    bool tending = samkv_compact_is_waiting(s) || samkv_space_is_waiting(s);
+    if (!stuck && wait_s < 0 && !tending) {
         pthread_cond_wait(&q->work, &q->lock);
         return false;
     }
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += stuck ? RETRY_REMOVAL_S : wait_s;
+    until.tv_nsec += tending ? TEND_NS : 0;
+    until.tv_sec += tending ? until.tv_nsec / 1000000000 : stuck ? RETRY_REMOVAL_S : wait_s;
+    until.tv_nsec %= 1000000000;
     if (pthread_cond_timedwait(&q->work, &q->lock, &until) == 0)
         return false;
-    for (struct samkv_claim *c = q->claims; c; c = c->next)
-        c->stuck = false;
+    double now_ms = samkv_now_ms();
+    if (stuck && now_ms >= q->retry_ms) {
+        q->retry_ms = now_ms + RETRY_REMOVAL_S * 1e3;
+        for (struct samkv_claim *c = q->claims; c; c = c->next)
+            c->stuck = false;
+    }
     return true;
+}
+
+/* A step of giving space back, and one of compaction. True: there is more to do at once. Lock held, but not within. */
+static bool tend(struct samkv_store *s)
+{
+    pthread_mutex_unlock(&s->queue.lock);
+    bool space = samkv_space_tend(s), compaction = samkv_compact_tend(s);
+    pthread_mutex_lock(&s->queue.lock);
+    return space || compaction;
 }
 
 static void *writer_main(void *arg)
@@ -427,8 +466,13 @@ static void *writer_main(void *arg)
         struct samkv_job *group = has_group(q) ? take_group(q) : NULL;
         if (!group && q->ending)
             break;
-        if (!group && !next_removal(q, false) && !wait_for_work(s))
-            continue;
+        if (!group && !next_removal(q, false)) {
+            uint64_t asked = s->compaction.asked;
+            if (tend(s) || has_group(q) || q->ending || next_removal(q, false) || s->compaction.asked != asked)
+                continue;
+            if (!wait_for_work(s))
+                continue;
+        }
         pthread_mutex_unlock(&q->lock);
         if (group) {
             samkv_evict_ahead(s, group_bytes(group));
@@ -441,6 +485,8 @@ static void *writer_main(void *arg)
         (void)st;
         samkv_upkeep(s);
         pthread_mutex_lock(&q->lock);
+        if (group)
+            tend(s);
     }
     pthread_mutex_unlock(&q->lock);
     return NULL;

@@ -24,6 +24,8 @@
 #define SAMKV_QUEUE_MAX_BYTES ((size_t)64 << 20)
 #define SAMKV_GROUP_MAX_BYTES ((size_t)32 << 20)
 
+struct samkv_environment;
+
 struct samkv_claim {
     struct samkv_key key;
     bool removing;  /* else writing */
@@ -35,7 +37,9 @@ struct samkv_claim {
 /* What jobs see of a transaction. */
 struct samkv_change {
     struct samkv_store *store;
+    struct samkv_environment *env; /* that the transaction is in */
     MDB_txn *txn;
+    uint64_t put_bytes;                       /* at most that the file may grow by */
     bool grows;                               /* puts bulk data: the reserve must stay free */
     bool broken;                              /* LMDB failed: nothing of this transaction may be committed */
     struct samkv_claim *removing;             /* documents that stop being visible with this transaction */
@@ -69,6 +73,7 @@ struct samkv_queue {
     int pressing; /* queued jobs that somebody waits for, and producers waiting for room */
     struct samkv_claim *claims;
     bool started, ending;
+    double retry_ms; /* when removals that failed are tried again */
     atomic_bool
         lost_page; /* a page of the file could not be read while writing: no transaction can be begun any more */
     pthread_t thread;
@@ -111,6 +116,9 @@ void samkv_claim_remove(struct samkv_store *, struct samkv_claim *);
 
 /* Claims a document for removal unless somebody has it; false: then nothing was done. Writer thread. */
 bool samkv_claim_abandoned(struct samkv_store *, const struct samkv_key *);
+
+/* Whether documents wait to be removed. */
+bool samkv_queue_is_removing(struct samkv_store *);
 
 /* Removes until nothing claimed for removal is left, or a step fails. Only before the thread is started. */
 enum samkv_status samkv_queue_drain_removals(struct samkv_store *, struct samkv_error *) SAMKV_MUST_USE;

@@ -69,7 +69,7 @@ static enum samkv_status read_leftovers(struct samkv_store *s, struct samkv_key 
 {
     struct samkv_change c = {.store = s};
     MDB_cursor *pending = NULL, *documents = NULL;
-    int rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &c.txn);
+    int rc = mdb_txn_begin(s->now->env, NULL, MDB_RDONLY, &c.txn);
     if (rc)
         return samkv_fail_lmdb(err, rc, s->path);
     rc = mdb_cursor_open(c.txn, s->dbi[SAMKV_DB_PENDING], &pending);

@@ -4,7 +4,7 @@
 #include <string.h>
 #include <sys/statvfs.h>
 
-#include "daemon/store/guard.h"
+#include "daemon/store/snapshot.h"
 
 #define FREE_DBI 0 /* LMDB's own: transaction → pages that it freed */
 
@@ -38,7 +38,7 @@ static int sum_free(const struct samkv_store *s, MDB_txn *txn, size_t oldest, st
 }
 
 struct measuring {
-    struct samkv_store *store;
+    struct samkv_snapshot *snapshot;
     struct samkv_room *out;
     struct samkv_error *err;
     enum samkv_status status;
@@ -47,32 +47,28 @@ struct measuring {
 static void measure(void *arg)
 {
     struct measuring *m = arg;
-    struct samkv_store *s = m->store;
-    MDB_txn *txn;
+    struct samkv_store *s = m->snapshot->store;
+    MDB_txn *txn = m->snapshot->now.txn;
     size_t oldest = SIZE_MAX;
-    int rc = mdb_txn_begin(s->env, NULL, MDB_RDONLY, &txn);
-    if (rc) {
-        m->status = samkv_fail_lmdb(m->err, rc, "measuring the store");
-        return;
-    }
-    mdb_reader_list(s->env, on_reader, &oldest);
+    mdb_reader_list(m->snapshot->now.env->env, on_reader, &oldest);
     if (oldest >= mdb_txn_id(txn)) /* only those who see what we see: nobody holds anything */
         oldest = SIZE_MAX;
-    rc = sum_free(s, txn, oldest, m->out);
+    int rc = sum_free(s, txn, oldest, m->out);
     m->status = rc ? samkv_fail_lmdb(m->err, rc, "measuring the store")
                    : samkv_db_used_bytes(s, txn, &m->out->used_bytes, m->err);
-    mdb_txn_abort(txn);
 }
 
 enum samkv_status samkv_room_measure(struct samkv_store *s, struct samkv_room *out, struct samkv_error *err)
 {
     struct statvfs disk;
-    struct measuring m = {.store = s, .out = out, .err = err};
+    struct measuring m = {.out = out, .err = err};
     *out = (struct samkv_room){0};
     if (statvfs(s->path, &disk) == 0)
         out->disk_bytes = (uint64_t)disk.f_bavail * disk.f_frsize;
-    if (!samkv_guard_run(s->map, s->limit_bytes, measure, &m))
-        return samkv_fail(err, SAMKV_CORRUPT, "a page of %s/data.mdb cannot be read: restart the daemon to check it",
-                          s->path);
-    return m.status;
+    enum samkv_status st = samkv_snapshot_begin(s, &m.snapshot, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_snapshot_run(m.snapshot, measure, &m, err);
+    samkv_snapshot_end(m.snapshot);
+    return st == SAMKV_OK ? m.status : st;
 }

@@ -9,6 +9,7 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "daemon/store/generation.h"
 #include "daemon/store/leaves.h"
 #include "daemon/store/mend.h"
 
@@ -107,20 +108,26 @@ static enum samkv_status take_lock(const char *from, int *fd, struct samkv_error
     return SAMKV_OK;
 }
 
-static enum samkv_status open_leaves(const char *from, struct samkv_leaves **out, struct samkv_error *err)
+/* The data files of a store, the newest first: what both have is taken from that. */
+static enum samkv_status open_leaves(const char *from, struct samkv_leaves *out[2], struct samkv_error *err)
 {
-    char path[PATH_BYTES];
-    *out = NULL;
-    if (snprintf(path, sizeof path, "%s/data.mdb", from) >= (int)sizeof path)
-        return samkv_fail(err, SAMKV_INVALID, "the store's path is too long: choose a shorter one");
-    return samkv_leaves_open(path, out, err);
+    char path[SAMKV_PATH_BYTES];
+    const struct samkv_store names = {.path = (char *)from}; /* only read */
+    struct samkv_generations g;
+    enum samkv_status st = samkv_generations_find(&names, &g, err);
+    for (unsigned i = 0; st == SAMKV_OK && i < (g.count == 2 ? 2u : 1u); i++) {
+        st = samkv_generation_path(&names, i ? g.old : g.newest, false, path, err);
+        if (st == SAMKV_OK)
+            st = samkv_leaves_open(path, &out[i], err);
+    }
+    return st;
 }
 
-static enum samkv_status copy(struct samkv_salvage *v, struct samkv_leaves *leaves, struct samkv_error *err)
+static enum samkv_status copy(struct samkv_salvage *v, struct samkv_leaves *leaves[2], struct samkv_error *err)
 {
     enum samkv_status st = samkv_txn_begin(v->to, &v->change, err);
-    if (st == SAMKV_OK)
-        st = samkv_leaves_each(leaves, on_record, v, err);
+    for (int i = 0; st == SAMKV_OK && i < 2 && leaves[i]; i++)
+        st = samkv_leaves_each(leaves[i], on_record, v, err);
     if (st == SAMKV_OK)
         st = samkv_salvage_mend(v, err);
     if (st == SAMKV_OK)
@@ -134,20 +141,21 @@ enum samkv_status samkv_store_salvage(const char *from, const char *to, struct s
 {
     *report = (struct samkv_salvage_report){0};
     struct samkv_salvage v = {.report = report};
-    struct samkv_store_options options = {.path = to, .codec = SAMKV_CODEC_ZSTD};
-    struct samkv_leaves *leaves = NULL;
+    struct samkv_store_options options = {.path = to, .codec = SAMKV_CODEC_ZSTD, .compact = SAMKV_COMPACT_OFF};
+    struct samkv_leaves *leaves[2] = {NULL, NULL};
     int lock = -1;
     enum samkv_status st = check_empty(to, err);
     if (st == SAMKV_OK)
         st = take_lock(from, &lock, err);
     if (st == SAMKV_OK)
-        st = open_leaves(from, &leaves, err);
+        st = open_leaves(from, leaves, err);
     if (st == SAMKV_OK)
         st = samkv_store_open(&options, &v.to, err);
     if (st == SAMKV_OK)
         st = copy(&v, leaves, err);
     samkv_store_close(v.to);
-    samkv_leaves_close(leaves);
+    samkv_leaves_close(leaves[0]);
+    samkv_leaves_close(leaves[1]);
     if (lock >= 0)
         close(lock);
     return st;

@@ -15,7 +15,8 @@ static void scratch_free(struct samkv_scratch *s)
 {
     ZSTD_freeCCtx(s->compress);
     ZSTD_freeDCtx(s->decompress);
-    free(s->buffer);
+    for (int b = 0; b < SAMKV_SCRATCH_BUFFERS; b++)
+        free(s->buffer[b]);
     free(s);
 }
 
@@ -43,6 +44,7 @@ struct samkv_scratch *samkv_scratch_take(struct samkv_scratch_pool *pool)
     s = calloc(1, sizeof *s);
     if (!s)
         return NULL;
+    s->lanes = samkv_lanes_choice(0);
     s->compress = ZSTD_createCCtx();
     s->decompress = ZSTD_createDCtx();
     if (!s->compress || !s->decompress) {
@@ -56,11 +58,12 @@ void samkv_scratch_give(struct samkv_scratch_pool *pool, struct samkv_scratch *s
 {
     if (!s)
         return;
-    if (s->buffer_bytes > KEEP_BUFFER_MAX) {
-        free(s->buffer);
-        s->buffer = NULL;
-        s->buffer_bytes = 0;
-    }
+    for (int b = 0; b < SAMKV_SCRATCH_BUFFERS; b++)
+        if (s->buffer_bytes[b] > KEEP_BUFFER_MAX) {
+            free(s->buffer[b]);
+            s->buffer[b] = NULL;
+            s->buffer_bytes[b] = 0;
+        }
     pthread_mutex_lock(&pool->lock);
     if (pool->idle_count < IDLE_MAX) {
         s->next = pool->idle;
@@ -73,12 +76,12 @@ void samkv_scratch_give(struct samkv_scratch_pool *pool, struct samkv_scratch *s
         scratch_free(s);
 }
 
-uint8_t *samkv_scratch_buffer(struct samkv_scratch *s, size_t bytes)
+uint8_t *samkv_scratch_buffer(struct samkv_scratch *s, int which, size_t bytes)
 {
-    if (s->buffer_bytes >= bytes && s->buffer)
-        return s->buffer;
-    free(s->buffer);
-    s->buffer = malloc(bytes ? bytes : 1);
-    s->buffer_bytes = s->buffer ? bytes : 0;
-    return s->buffer;
+    if (s->buffer_bytes[which] >= bytes && s->buffer[which])
+        return s->buffer[which];
+    free(s->buffer[which]);
+    s->buffer[which] = malloc(bytes ? bytes : 1);
+    s->buffer_bytes[which] = s->buffer[which] ? bytes : 0;
+    return s->buffer[which];
 }

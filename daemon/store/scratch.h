@@ -1,6 +1,6 @@
 #pragma once
 /*
- * Working memory of one encode or decode: zstd contexts and a growing buffer. Making them costs more than using
+ * Working memory of one encode or decode: zstd contexts and growing buffers. Making them costs more than using
  * them, so a store keeps those that are idle in a small pool; nothing hangs on threads, nothing leaks with them.
  */
 #include <pthread.h>
@@ -8,11 +8,16 @@
 #include <stdint.h>
 #include <zstd.h>
 
+#include "daemon/store/lanes.h"
+
+#define SAMKV_SCRATCH_BUFFERS 2
+
 struct samkv_scratch {
+    const struct samkv_lanes *lanes; /* the processor's best; a test may take another */
     ZSTD_CCtx *compress;
     ZSTD_DCtx *decompress;
-    uint8_t *buffer;
-    size_t buffer_bytes;
+    uint8_t *buffer[SAMKV_SCRATCH_BUFFERS];
+    size_t buffer_bytes[SAMKV_SCRATCH_BUFFERS];
     struct samkv_scratch *next;
 };
 
@@ -29,5 +34,6 @@ void samkv_scratch_pool_deinit(struct samkv_scratch_pool *);
 struct samkv_scratch *samkv_scratch_take(struct samkv_scratch_pool *);
 void samkv_scratch_give(struct samkv_scratch_pool *, struct samkv_scratch *); /* NULL is allowed */
 
-/* At least `bytes` of memory, valid until the next call; NULL: no memory. Contents are undefined. */
-uint8_t *samkv_scratch_buffer(struct samkv_scratch *, size_t bytes);
+/* At least `bytes` of memory in buffer `which`, valid until the next call for it; NULL: no memory. Contents are
+ * undefined. */
+uint8_t *samkv_scratch_buffer(struct samkv_scratch *, int which, size_t bytes);

@@ -3,29 +3,73 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/clock.h"
+#include "daemon/store/generation.h"
 #include "daemon/store/guard.h"
 
+#define FOLLOW_TRIES 8
+
 struct beginning {
-    MDB_env *env;
-    MDB_txn *txn;
+    struct samkv_view *view;
     int rc;
 };
 
 static void begin(void *arg)
 {
     struct beginning *b = arg;
-    b->rc = mdb_txn_begin(b->env, NULL, MDB_RDONLY, &b->txn);
+    b->rc = mdb_txn_begin(b->view->env->env, NULL, MDB_RDONLY, &b->view->txn);
 }
 
-static enum samkv_status unreadable(const struct samkv_store *s, struct samkv_error *err)
+static enum samkv_status unreadable(const struct samkv_environment *e, struct samkv_error *err)
 {
     return samkv_fail(err, SAMKV_CORRUPT,
-                      "a page of %s/data.mdb cannot be read (was the file cut short? has the disk failed?): "
+                      "a page of %s cannot be read (was the file cut short? has the disk failed?): "
                       "restart the daemon to check it",
-                      s->path);
+                      e->path);
 }
 
-#include "daemon/base/clock.h"
+static enum samkv_status begin_view(struct samkv_view *view, struct samkv_environment *e, struct samkv_error *err)
+{
+    struct beginning b = {.view = view};
+    view->env = e;
+    if (!e)
+        return SAMKV_OK;
+    enum samkv_status st = SAMKV_OK;
+    if (!samkv_guard_run(e->map, e->map_bytes, begin, &b))
+        st = unreadable(e, err);
+    else if (b.rc)
+        st = samkv_fail_lmdb(err, b.rc, "starting to read");
+    if (st != SAMKV_OK)
+        *view = (struct samkv_view){0};
+    else
+        e->references++;
+    return st;
+}
+
+static void end_view(struct samkv_store *s, struct samkv_view *view)
+{
+    if (!view->env)
+        return;
+    mdb_txn_abort(view->txn);
+    samkv_environment_release(s, view->env);
+    *view = (struct samkv_view){0};
+}
+
+/*
+ * Both views under the lock that publishing takes: they belong together. The old one first: a record that is moved
+ * between the two is then in both, not in neither.
+ */
+static enum samkv_status begin_views(struct samkv_store *s, struct samkv_snapshot *snapshot, struct samkv_error *err)
+{
+    pthread_mutex_lock(&s->environments_lock);
+    enum samkv_status st = begin_view(&snapshot->old, s->old && !s->old->drained ? s->old : NULL, err);
+    if (st == SAMKV_OK)
+        st = begin_view(&snapshot->now, s->now, err);
+    pthread_mutex_unlock(&s->environments_lock);
+    if (st != SAMKV_OK)
+        end_view(s, &snapshot->old);
+    return st;
+}
 
 static void enlist(struct samkv_reading *r, struct samkv_snapshot *snapshot)
 {
@@ -45,6 +89,24 @@ static void strike_off(struct samkv_reading *r, struct samkv_snapshot *snapshot)
     pthread_mutex_unlock(&r->lock);
 }
 
+struct moved {
+    const struct samkv_snapshot *snapshot;
+    bool is;
+};
+
+static void look_whether_moved(void *arg)
+{
+    struct moved *m = arg;
+    m->is = samkv_generation_is_moved(m->snapshot->store, m->snapshot->now.txn);
+}
+
+/* Another process has compacted the store since its file was opened here. */
+static bool was_moved(struct samkv_snapshot *snapshot)
+{
+    struct moved m = {.snapshot = snapshot};
+    return samkv_snapshot_run(snapshot, look_whether_moved, &m, NULL) == SAMKV_OK && m.is;
+}
+
 enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snapshot **out, struct samkv_error *err)
 {
     *out = NULL;
@@ -53,18 +115,21 @@ enum samkv_status samkv_snapshot_begin(struct samkv_store *s, struct samkv_snaps
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     snapshot->host_cache = s->host_cache;
     snapshot->epoch = s->host_cache ? samkv_host_cache_epoch(s->host_cache) : 0;
-    struct beginning b = {.env = s->env};
-    if (!samkv_guard_run(s->map, s->limit_bytes, begin, &b)) {
-        free(snapshot);
-        return unreadable(s, err);
-    }
-    if (b.rc) {
-        free(snapshot);
-        return samkv_fail_lmdb(err, b.rc, "starting to read");
-    }
-    snapshot->txn = b.txn;
     snapshot->store = s;
     pthread_mutex_init(&snapshot->lock, NULL);
+    enum samkv_status st = begin_views(s, snapshot, err);
+    for (int i = 0; st == SAMKV_OK && s->read_only && was_moved(snapshot) && i < FOLLOW_TRIES; i++) {
+        end_view(s, &snapshot->now);
+        end_view(s, &snapshot->old);
+        st = samkv_generations_follow(s, err);
+        if (st == SAMKV_OK)
+            st = begin_views(s, snapshot, err);
+    }
+    if (st != SAMKV_OK) {
+        pthread_mutex_destroy(&snapshot->lock);
+        free(snapshot);
+        return st;
+    }
     enlist(&s->reading, snapshot);
     atomic_fetch_add(&s->snapshots, 1);
     *out = snapshot;
@@ -75,7 +140,8 @@ void samkv_snapshot_end(struct samkv_snapshot *snapshot)
 {
     if (!snapshot)
         return;
-    mdb_txn_abort(snapshot->txn);
+    end_view(snapshot->store, &snapshot->now);
+    end_view(snapshot->store, &snapshot->old);
     strike_off(&snapshot->store->reading, snapshot);
     atomic_fetch_sub(&snapshot->store->snapshots, 1);
     pthread_mutex_destroy(&snapshot->lock);
@@ -92,23 +158,28 @@ uint64_t samkv_snapshot_bytes_read(const struct samkv_snapshot *snapshot)
     return atomic_load(&snapshot->bytes_read);
 }
 
+static enum samkv_status run_in(struct samkv_snapshot *snapshot, const struct samkv_view *view, void (*fn)(void *arg),
+                                void *arg, struct samkv_error *err)
+{
+    pthread_mutex_lock(&snapshot->lock);
+    bool whole = samkv_guard_run(view->env->map, view->env->map_bytes, fn, arg);
+    pthread_mutex_unlock(&snapshot->lock);
+    return whole ? SAMKV_OK : unreadable(view->env, err);
+}
+
 enum samkv_status samkv_snapshot_run(struct samkv_snapshot *snapshot, void (*fn)(void *arg), void *arg,
                                      struct samkv_error *err)
 {
-    const struct samkv_store *s = snapshot->store;
-    pthread_mutex_lock(&snapshot->lock);
-    bool whole = samkv_guard_run(s->map, s->limit_bytes, fn, arg);
-    pthread_mutex_unlock(&snapshot->lock);
-    return whole ? SAMKV_OK : unreadable(s, err);
+    return run_in(snapshot, &snapshot->now, fn, arg, err);
 }
 
-bool samkv_snapshot_hold(struct samkv_snapshot *snapshot, const MDB_val *v, struct samkv_held *held,
-                         struct samkv_bytes *extent)
+bool samkv_snapshot_hold(struct samkv_snapshot *snapshot, const struct samkv_view *view, const MDB_val *v,
+                         struct samkv_held *held, struct samkv_bytes *extent)
 {
     const struct samkv_store *s = snapshot->store;
     struct samkv_bytes value = samkv_val_bytes(v);
     *extent = (struct samkv_bytes){0};
-    if (samkv_extent_is(s, value)) {
+    if (samkv_extent_is(s, view->env, value)) {
         *extent = value;
         return true;
     }
@@ -121,6 +192,7 @@ bool samkv_snapshot_hold(struct samkv_snapshot *snapshot, const MDB_val *v, stru
 
 struct look_up {
     struct samkv_snapshot *snapshot;
+    const struct samkv_view *view;
     enum samkv_db db;
     struct samkv_bytes key;
     struct samkv_held *held;
@@ -132,22 +204,31 @@ static void look_up(void *arg)
 {
     struct look_up *l = arg;
     MDB_val k = samkv_val(l->key), v;
-    l->rc = mdb_get(l->snapshot->txn, l->snapshot->store->dbi[l->db], &k, &v);
-    if (l->rc == 0 && !samkv_snapshot_hold(l->snapshot, &v, l->held, &l->extent))
+    l->rc = mdb_get(l->view->txn, l->snapshot->store->dbi[l->db], &k, &v);
+    if (l->rc == 0 && !samkv_snapshot_hold(l->snapshot, l->view, &v, l->held, &l->extent))
         l->rc = MDB_CORRUPTED;
+}
+
+static enum samkv_status get_from(struct samkv_snapshot *snapshot, const struct samkv_view *view, enum samkv_db db,
+                                  struct samkv_bytes key, struct samkv_held *held, struct samkv_error *err)
+{
+    struct look_up l = {.snapshot = snapshot, .view = view, .db = db, .key = key, .held = held};
+    enum samkv_status st = run_in(snapshot, view, look_up, &l, err);
+    if (st == SAMKV_OK && l.rc)
+        st = samkv_fail_lmdb(err, l.rc, "reading the store");
+    return st == SAMKV_OK && l.extent.data ? samkv_extent_read(snapshot->store, view->env, l.extent, held, err) : st;
 }
 
 enum samkv_status samkv_snapshot_get(struct samkv_snapshot *snapshot, enum samkv_db db, struct samkv_bytes key,
                                      struct samkv_held *held, struct samkv_error *err)
 {
     struct samkv_store *s = snapshot->store;
-    struct look_up l = {.snapshot = snapshot, .db = db, .key = key, .held = held};
     enum samkv_status st = samkv_held_reserve(s, held, s->page_bytes, err);
     if (st == SAMKV_OK)
-        st = samkv_snapshot_run(snapshot, look_up, &l, err);
-    if (st == SAMKV_OK && l.rc)
-        st = samkv_fail_lmdb(err, l.rc, "reading the store");
-    return st == SAMKV_OK && l.extent.data ? samkv_extent_read(s, l.extent, held, err) : st;
+        st = get_from(snapshot, &snapshot->now, db, key, held, err);
+    if (st == SAMKV_NOT_FOUND && snapshot->old.env && samkv_db_is_moved_later(db))
+        st = get_from(snapshot, &snapshot->old, db, key, held, err);
+    return st;
 }
 
 enum samkv_status samkv_snapshot_collection(struct samkv_snapshot *snapshot, const char *name,
@@ -228,6 +309,8 @@ static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_d
         if (kind != SAMKV_RECORD_TOKENS)
             atomic_fetch_add_explicit(&snapshot->bytes_read, held.bytes.size, memory_order_relaxed);
         st = samkv_record_decode(held.bytes, kind, key, layout, &s->scratch, dst);
+        if (st == SAMKV_CORRUPT)
+            atomic_fetch_add(&s->damaged, 1);
         if (st == SAMKV_CORRUPT)
             samkv_fail(err, st, "%s of a document is damaged on disk: run verify, then ingest it again", what);
         else if (st != SAMKV_OK)

@@ -39,14 +39,34 @@ struct samkv_host_cache;
 enum samkv_codec {
     SAMKV_CODEC_RAW = 0,
     SAMKV_CODEC_ZSTD = 1, /* lossless: bytes split in planes, planes that gain nothing stay raw */
+    SAMKV_CODEC_RANS = 2, /* lossless: signs and exponents coded by what each channel did before */
+    SAMKV_CODEC_Q8 = 3,   /* lossy, some seven bits a number: K in steps by channel, V by token */
+    SAMKV_CODEC_Q4 = 4,   /* lossy, some four bits a number */
 };
-#define SAMKV_CODEC_COUNT 2
+#define SAMKV_CODEC_COUNT   5
+#define SAMKV_CODEC_DEFAULT SAMKV_CODEC_RANS
+
+/* "raw", "zstd", "rans", "q8", "q4"; "?" for what is none. */
+const char *samkv_codec_name(enum samkv_codec);
+
+/* The reverse; -1 for a name of none. */
+int samkv_codec_parse(const char *name);
+
+/* The codec itself, or the one to use instead of a lossy one where numbers must come back as they were. */
+enum samkv_codec samkv_codec_lossless(enum samkv_codec);
+
+enum samkv_compact {
+    SAMKV_COMPACT_AUTO = 0, /* when the data file is large beside what it holds */
+    SAMKV_COMPACT_OFF = 1,  /* only when asked to */
+};
 
 struct samkv_store_options {
-    const char *path;            /* directory, created when missing (mode 0700) */
-    uint64_t max_bytes;          /* hard limit of the data file; 0: what the file system has */
-    enum samkv_codec codec;      /* of new blocks */
-    int zstd_level;              /* 0: 1 */
+    const char *path;   /* directory, created when missing (mode 0700) */
+    uint64_t max_bytes; /* hard limit of the data file, and of what the disk gives for both while it is compacted; 0:
+                           what the file system has */
+    enum samkv_codec codec; /* what new collections get that do not choose: samkv_store_codec */
+    int zstd_level;         /* 0: 1 */
+    enum samkv_compact compact;
     bool read_only;              /* verify and show beside a running daemon */
     bool evict;                  /* at max_bytes, or on a full disk: documents go, rather than that a write is FULL */
     bool quota_refuses;          /* at a quota: FULL, rather than that others of the collection go */
@@ -69,6 +89,9 @@ struct samkv_store_options {
 enum samkv_status samkv_store_open(const struct samkv_store_options *, struct samkv_store **out,
                                    struct samkv_error *) SAMKV_MUST_USE;
 
+/* The option's. Any thread. */
+enum samkv_codec samkv_store_codec(const struct samkv_store *);
+
 /* Finishes queued writes. NULL is allowed. Snapshots must be gone. */
 void samkv_store_close(struct samkv_store *);
 
@@ -88,7 +111,7 @@ struct samkv_collection {
     int32_t *preamble; /* heap, owned; NULL when empty */
     uint32_t preamble_tokens;
     struct samkv_key preamble_key; /* the document that holds the preamble's own KV; zero when there is none */
-    enum samkv_codec codec;        /* of its documents' blocks */
+    enum samkv_codec codec;        /* of its documents' blocks; the preamble's are never lossy */
     uint64_t quota_bytes;          /* of its documents as stored, at most; 0: no limit of its own */
     uint64_t ttl_s;                /* a name goes so many seconds after it was last put; 0: never */
 };
@@ -128,7 +151,7 @@ struct samkv_manifest {
     uint64_t bytes_stored; /* block and index records as stored */
     uint64_t bytes_index;  /* of which index */
     int64_t created_unix_s;
-    enum samkv_codec codec; /* of its blocks */
+    enum samkv_codec codec; /* of its blocks; its index is never lossy */
 };
 
 struct samkv_name {
@@ -299,15 +322,33 @@ struct samkv_verify_report {
 enum samkv_status samkv_snapshot_verify(struct samkv_snapshot *, const struct samkv_key *,
                                         struct samkv_verify_report *report, struct samkv_error *) SAMKV_MUST_USE;
 
+struct samkv_compact_report {
+    uint64_t moved_bytes, total_bytes; /* so far, and about how many there are */
+};
+
+/*
+ * Moves the store to a new data file of just its size, while it is read and written; returns when the old one is gone,
+ * for which snapshots that were there before must have ended. progress (may be NULL) is called a few times a second;
+ * false stops the waiting, not the compaction: CANCELLED. FULL: the limit or the disk leaves no room to begin.
+ */
+enum samkv_status samkv_store_compact(struct samkv_store *,
+                                      bool (*progress)(void *arg, const struct samkv_compact_report *), void *arg,
+                                      struct samkv_error *) SAMKV_MUST_USE;
+
 struct samkv_store_stats {
     uint64_t collections, names, documents;
     uint64_t bytes_file, bytes_used, bytes_limit; /* data file, pages in use, limit */
+    uint64_t bytes_allocated;                     /* of the data file: what the disk has given for it */
+    uint64_t bytes_free;                          /* of pages that wait to be used again */
+    uint64_t bytes_punched, bytes_moved;          /* given back to the disk, written by compaction; since the start */
+    uint64_t compactions;                         /* that have come to their end since the start */
     uint64_t bytes_raw, bytes_stored;             /* over all documents */
     uint64_t readers, commits;
     uint64_t bytes_reclaimable; /* pages of the data file that hold nothing */
     uint64_t bytes_disk_free;
     uint64_t oldest_reader_s;                       /* how long the oldest snapshot of this process has been open */
     uint64_t evictions, evicted_bytes, expirations; /* since the store was opened */
+    uint64_t damaged; /* times that reading met a damaged record since the store was opened */
 };
 
 enum samkv_status samkv_store_stats(struct samkv_store *, struct samkv_store_stats *out,
@@ -317,3 +358,11 @@ enum samkv_status samkv_store_stats(struct samkv_store *, struct samkv_store_sta
 void samkv_document_key(const uint8_t fingerprint[16], enum samkv_dtype dtype, const int32_t *preamble,
                         size_t preamble_count, uint32_t block_tokens, uint32_t local_tokens, const int32_t *tokens,
                         size_t count, struct samkv_key *out);
+
+/*
+ * Makes a document's key that of its lossy copy. What is read from a document follows from its key: lossless codecs
+ * give the same numbers, so collections with different ones share a document (stored as the first of them wanted), and
+ * their keys stay as they are; what a lossy codec leaves is another document, of which each such codec has its own.
+ * Pure.
+ */
+void samkv_document_key_of_codec(struct samkv_key *, enum samkv_codec);

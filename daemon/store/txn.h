@@ -11,6 +11,10 @@
 
 enum samkv_status samkv_txn_begin(struct samkv_store *, struct samkv_change *out, struct samkv_error *) SAMKV_MUST_USE;
 
+/* In another environment than the newest. */
+enum samkv_status samkv_txn_begin_in(struct samkv_store *, struct samkv_environment *, struct samkv_change *out,
+                                     struct samkv_error *) SAMKV_MUST_USE;
+
 /* Aborts; the claims of the change are not touched. */
 void samkv_txn_abort(struct samkv_change *);
 
@@ -24,3 +28,10 @@ enum samkv_status samkv_txn_apply(struct samkv_change *, struct samkv_job *, str
 enum samkv_status samkv_txn_used_bytes(struct samkv_change *, uint64_t *out, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_txn_remove_some(struct samkv_change *, const struct samkv_key *, bool *more,
                                         struct samkv_error *) SAMKV_MUST_USE;
+
+/* fn(arg), which uses the transaction. OK: it was not left in the middle. */
+enum samkv_status samkv_txn_run(struct samkv_change *, void (*fn)(void *arg), void *arg,
+                                struct samkv_error *) SAMKV_MUST_USE;
+
+/* Writes the schema and commits; aborts on failure. */
+enum samkv_status samkv_txn_mark(struct samkv_change *, uint8_t schema, struct samkv_error *) SAMKV_MUST_USE;

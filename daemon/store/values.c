@@ -69,13 +69,15 @@ struct samkv_layout samkv_block_layout(const struct samkv_manifest *m, uint32_t 
     uint32_t tokens = block + 1 < m->blocks ? m->block_tokens : m->tokens - (m->blocks - 1) * m->block_tokens;
     return (struct samkv_layout){.dtype = m->shape.dtype,
                                  .count = 2 * (size_t)m->shape.layers,
-                                 .bytes = tokens * samkv_kv_width(&m->shape) * samkv_dtype_bytes(m->shape.dtype)};
+                                 .bytes = tokens * samkv_kv_width(&m->shape) * samkv_dtype_bytes(m->shape.dtype),
+                                 .channels = samkv_kv_width(&m->shape)};
 }
 
 struct samkv_layout samkv_index_layout(const struct samkv_manifest *m)
 {
     size_t elements = m->blocks * samkv_kv_width(&m->shape) + (size_t)m->heads * m->shape.head_dim;
-    return (struct samkv_layout){.dtype = SAMKV_F32, .count = 1, .bytes = elements * sizeof(float)};
+    return (struct samkv_layout){
+        .dtype = SAMKV_F32, .count = 1, .bytes = elements * sizeof(float), .channels = samkv_kv_width(&m->shape)};
 }
 
 struct samkv_layout samkv_tokens_layout(const struct samkv_manifest *m)

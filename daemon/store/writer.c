@@ -234,7 +234,6 @@ static struct samkv_writer *new_writer(struct samkv_store *s, const struct samkv
     }
     w->store = s;
     w->manifest = *m;
-    w->manifest.codec = s->codec;
     w->blocks_left = m->blocks;
     w->layers_left = m->shape.layers;
     return w;
@@ -304,8 +303,9 @@ enum samkv_status samkv_writer_index(struct samkv_writer *w, uint32_t layer, con
                           w->manifest.shape.layers, layout.bytes / sizeof *index);
     uint8_t key[SAMKV_PART_KEY_BYTES];
     const void *src[1] = {index};
-    enum samkv_status st = push_part(w, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX,
-                                     samkv_part_key(&w->manifest.key, layer, key), w->store->codec, &layout, src, err);
+    enum samkv_status st =
+        push_part(w, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, samkv_part_key(&w->manifest.key, layer, key),
+                  samkv_codec_lossless(w->manifest.codec), &layout, src, err);
     if (st == SAMKV_OK) {
         w->have[w->manifest.blocks + layer] = 1;
         w->layers_left--;
@@ -318,10 +318,7 @@ enum samkv_status samkv_writer_index(struct samkv_writer *w, uint32_t layer, con
 enum samkv_status samkv_writer_begin_sealed(struct samkv_store *s, const struct samkv_manifest *m,
                                             const int32_t *tokens, struct samkv_writer **out, struct samkv_error *err)
 {
-    enum samkv_status st = samkv_writer_begin(s, m, tokens, out, err);
-    if (*out)
-        (*out)->manifest.codec = m->codec;
-    return st;
+    return samkv_writer_begin(s, m, tokens, out, err);
 }
 
 enum samkv_status samkv_writer_sealed(struct samkv_writer *w, enum samkv_record_kind kind, uint32_t number,
@@ -398,6 +395,11 @@ enum samkv_status samkv_writer_commit_as(struct samkv_writer *w, const char *col
                                          struct samkv_error *err)
 {
     return commit_with(w, collection, name->id, name->title, name, err);
+}
+
+enum samkv_codec samkv_store_codec(const struct samkv_store *s)
+{
+    return s->codec;
 }
 
 void samkv_writer_abort(struct samkv_writer *w)

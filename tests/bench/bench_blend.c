@@ -104,7 +104,7 @@ int main(int argc, char **argv)
     fill_request(&b.request, argv[3], strtoul(argv[4], NULL, 10), strtoul(argv[5], NULL, 10), atof(argv[6]));
     const struct samkv_models_options models = {
         .specs = (const char *const *)&argv[1], .spec_count = 1, .device = "auto", .dtype = -1};
-    const struct samkv_store_options store = {.path = argv[2], .codec = SAMKV_CODEC_ZSTD};
+    const struct samkv_store_options store = {.path = argv[2], .codec = SAMKV_CODEC_DEFAULT};
     if (samkv_models_open(&models, &b.models, &err) || samkv_store_open(&store, &b.store, &err))
         die("start", &err);
     if (b.models->device->unified) {

@@ -336,7 +336,7 @@ int main(int argc, char **argv)
     }
     const struct samkv_models_options models = {
         .specs = (const char *const *)&argv[1], .spec_count = 1, .device = "auto", .dtype = -1};
-    const struct samkv_store_options store = {.path = directory, .codec = SAMKV_CODEC_ZSTD};
+    const struct samkv_store_options store = {.path = directory, .codec = SAMKV_CODEC_DEFAULT};
     if (!mkdtemp(directory) || samkv_models_open(&models, &b.models, &err) || samkv_store_open(&store, &b.store, &err))
         die("start", &err);
     const char *ratio = argc > (random ? 6 : 3) ? argv[random ? 6 : 3] : "0.15";

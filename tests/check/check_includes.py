@@ -40,7 +40,8 @@ LIBRARIES = {
     r"microhttpd\.h": ["daemon/net"],
     r"systemd/.*": ["daemon/net", "daemon"],
     r"protobuf-c/.*": ["proto", "client", "daemon/net"],
-    r"(dnnl.*|oneapi/.*|cblas.*|omp|immintrin)\.h.*": ["kernels"],
+    r"(dnnl.*|oneapi/.*|cblas.*|omp)\.h.*": ["kernels"],
+    r"immintrin\.h": ["kernels", "daemon/store"],
     r"(cuda.*|cublas.*)\.h": ["kernels"],
     r"(llama|ggml.*)\.h": ["client"],
 }

@@ -105,6 +105,23 @@ class CommandLine(unittest.TestCase):
         self.refuse(SOME_FAILED, "fetch", "--docs", "a,b", "--collection", "life", "--query-tokens", "5")
         self.assertEqual(self.daemon.json("verify")["damaged"], 0)
 
+    def test_compacting_makes_the_data_file_as_small_as_what_it_holds(self):
+        documents = {f"d{i}": cases.tokens(self.rng, 700) for i in range(12)}
+        self.assertEqual(self.ingest("space", documents)["failed"], 0)
+        asked = ("fetch", "--docs", "d0", "--collection", "space", "--query-tokens", "5,6")
+        before = self.daemon.json(*asked)["keep"]
+        self.daemon.json("rm", *[f"d{i}" for i in range(1, 12)], "--collection", "space")
+        said = self.daemon.json("compact")
+        self.assertLess(said["bytes_file"], said["bytes_file_before"])
+        self.assertLessEqual(said["bytes_file"], said["bytes_used"] * 1.3 + (1 << 20))
+        self.assertLessEqual(said["bytes_allocated"], said["bytes_used"] * 1.3 + (1 << 20))
+        self.assertEqual(self.daemon.json(*asked)["keep"], before)
+        self.assertEqual(self.daemon.json("verify")["damaged"], 0)
+        self.assertIn("in use", self.daemon.ctl("compact").stdout)
+        self.refuse(WRONG_USAGE, "compact", "now")
+        counters = self.daemon.json("status")["counters"]
+        self.assertGreaterEqual(counters["store_compactions"], 2)
+
     def test_the_same_text_is_stored_once(self):
         same = cases.tokens(self.rng, 500)
         self.ingest("twice", {"one": same})
@@ -131,6 +148,30 @@ class CommandLine(unittest.TestCase):
                 self.assertTrue(done.stderr.strip())
         self.assertEqual(self.ids("set"), ["a", "b", "c"])
 
+    def test_a_collection_has_a_codec(self):
+        documents = {"a": cases.tokens(self.rng, 300)}
+        fetched, keys, stored = {}, {}, {}
+        for codec in ("rans", "raw", "q8", "q4"):
+            name, out = "codec-" + codec, self.daemon.folder / (codec + ".safetensors")
+            self.ingest(name, documents, "--codec", codec)
+            self.ingest(name, {"b": cases.tokens(self.rng, 20)})  # what was set stays
+            self.assertIn("codec       " + codec, self.daemon.ctl("show", "a", "--collection", name).stdout)
+            shown = self.daemon.json("show", "a", "--collection", name)
+            listed = {c["name"]: c["codec"] for c in self.daemon.json("ls", "--collections")["collections"]}
+            self.assertEqual((shown["collection"]["codec"], listed[name]), (codec, codec))
+            keys[codec], stored[codec] = shown["document"]["key"], shown["document"]["bytes_stored"]
+            self.daemon.json("fetch", "--docs", "a", "--collection", name, "--query-tokens", "9,8,7", "--no-recompute",
+                             "--out", out)
+            fetched[codec] = out.read_bytes()
+        self.assertEqual((keys["raw"], fetched["raw"]), (keys["rans"], fetched["rans"]))
+        self.assertEqual(len(set(keys.values())), 3)
+        self.assertEqual(len(set(fetched.values())), 3)
+        self.assertTrue(stored["rans"] > stored["q8"] > stored["q4"], stored)
+        for change, says in ((["--codec", "q8"], "another codec"), (["--codec", "q5"], "raw, zstd, rans")):
+            done = self.daemon.ctl("ingest", "-", "--collection", "codec-q4", *change, text=documents_jsonl(documents))
+            self.assertEqual(done.returncode, SOME_FAILED, done)
+            self.assertIn(says, done.stderr)
+
     def test_restart_keeps_everything(self):
         self.ingest("restart", {"a": cases.tokens(self.rng, 100), "b": cases.tokens(self.rng, 60)}, "--block-size", 8)
         out, request = self.daemon.folder / "r.safetensors", [
@@ -141,8 +182,9 @@ class CommandLine(unittest.TestCase):
         self.daemon.stop()
         self.assertEqual(self.daemon.ctl("ping").returncode, NO_DAEMON)
         self.daemon.start()
+        listed = self.daemon.json("ls", "--collection", "restart")    # before the next use is noted
         self.daemon.json(*request, "--out", out)
-        self.assertEqual((out.read_bytes(), self.daemon.json("ls", "--collection", "restart")), before)
+        self.assertEqual((out.read_bytes(), listed), before)
 
     def test_many_documents_are_listed(self):
         documents = {"n%04d" % i: [5 + i % 200, 7, i // 200 + 3] for i in range(1200)}

@@ -104,7 +104,7 @@ class Hostile(unittest.TestCase):
     def test_payloads_that_are_no_messages(self):
         rng = random.Random(3)
         for kind in (wire.INGEST, wire.FETCH, wire.ASK, wire.LIST, wire.SHOW, wire.REMOVE, wire.VERIFY,
-                     wire.CONFIGURE, wire.PIN, wire.GC):
+                     wire.CONFIGURE, wire.PIN, wire.GC, wire.TRACE):
             with self.connect() as c:
                 for payload in (b"\x0a\xff\xff\xff\xff\x7f", b"\x07", b"\x0a", rng.randbytes(100) + b"\x0a\x80"):
                     status, text = c.error_of(kind, payload)

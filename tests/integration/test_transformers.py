@@ -1,6 +1,6 @@
 """A fetched cache in Hugging Face transformers: the same logits and the same greedy tokens as the daemon's own.
 
-Needs PyTorch (the CPU's is enough) and transformers 5 or later; skipped without them.
+Needs PyTorch (the CPU's is enough) and transformers 5.10 or later; skipped without them.
 """
 import gc
 import tempfile
@@ -82,6 +82,11 @@ class Transformers(unittest.TestCase):
             for options in FETCHES:
                 with self.subTest(family=family, **options):
                     cache, whole = self.caches(family, **options)
+                    if not hf.continues_positions(self.models[family]) and cache.next_position != cache.rows:
+                        query = whole.tokens[whole.doc == -2]
+                        self.assertRaisesRegex(RuntimeError, "compact", hf.generation_inputs, self.models[family],
+                                               cache, query)
+                        continue
                     query = torch.tensor(whole.tokens[whole.doc == -2].astype(np.int64))
                     inputs = hf.generation_inputs(self.models[family], cache, query)
                     got = self.models[family].generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False,
@@ -96,7 +101,7 @@ class Transformers(unittest.TestCase):
     def test_beams_and_samples(self):
         """The best of some beams is no worse than the greedy answer; samples differ in what follows the prompt only."""
         model = self.models["llama"]
-        cache, whole = self.caches("llama", ratio=0.4)
+        cache, whole = self.caches("llama", ratio=0.4, positions="compact")
         query = whole.tokens[whole.doc == -2].tolist()
         prompt = cache.tokens.tolist() + query
 
@@ -143,7 +148,7 @@ class Halves(unittest.TestCase):
             path = models.make_model(folder + "/llama", "llama", dtype="BF16")
             with Daemon({"llama": path}, dtype="bf16") as daemon, samkv.Client(daemon.socket) as client:
                 client.ingest("d", cases.tokens(cases.seeded(1), 90))
-                cache = client.fetch(["d"], [7, 8, 9])
+                cache = client.fetch(["d"], [7, 8, 9], positions="compact")
                 tensors = cache.torch()
                 self.assertEqual(tensors.k.dtype, torch.bfloat16)
                 self.assertEqual(tensors.k.data_ptr(), cache.k.ctypes.data)

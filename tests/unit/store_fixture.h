@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/store/store.h"
@@ -31,14 +32,36 @@ static inline void fixture_directory_remove(struct fixture_directory *d)
     rmdir(d->path);
 }
 
-static inline struct samkv_store *fixture_open(const struct fixture_directory *d, uint64_t max_bytes)
+static inline struct samkv_store *fixture_open_with(const struct fixture_directory *d, uint64_t max_bytes,
+                                                    enum samkv_compact compact)
 {
-    struct samkv_store_options o = {.path = d->path, .max_bytes = max_bytes, .codec = SAMKV_CODEC_ZSTD};
+    struct samkv_store_options o = {
+        .path = d->path, .max_bytes = max_bytes, .codec = SAMKV_CODEC_ZSTD, .compact = compact};
     struct samkv_store *s;
     struct samkv_error err = {0};
     enum samkv_status st = samkv_store_open(&o, &s, &err);
     ck_assert_msg(st == SAMKV_OK, "open: %s: %s", samkv_status_name(st), err.text);
     return s;
+}
+
+static inline struct samkv_store *fixture_open(const struct fixture_directory *d, uint64_t max_bytes)
+{
+    return fixture_open_with(d, max_bytes, SAMKV_COMPACT_AUTO);
+}
+
+/* What the disk has given for all data files. */
+static inline uint64_t fixture_allocated(const struct fixture_directory *d)
+{
+    DIR *dir = opendir(d->path);
+    uint64_t bytes = 0;
+    struct stat st;
+    for (struct dirent *e; dir && (e = readdir(dir));)
+        if (strncmp(e->d_name, "data.", 5) == 0 && strstr(e->d_name, "-lock") == NULL &&
+            fstatat(dirfd(dir), e->d_name, &st, 0) == 0)
+            bytes += (uint64_t)st.st_blocks * 512;
+    if (dir)
+        closedir(dir);
+    return bytes;
 }
 
 /* A document that is all made from `seed`: same seed and shape, same bytes, same key. */
@@ -69,7 +92,8 @@ static inline void fixture_document_make(struct fixture_document *d, uint32_t se
                                    .tokens = tokens,
                                    .block_tokens = block_tokens,
                                    .blocks = (tokens - 1) / block_tokens + 1,
-                                   .local_tokens = 16};
+                                   .local_tokens = 16,
+                                   .codec = SAMKV_CODEC_DEFAULT};
     uint8_t fingerprint[16] = {1, 2, 3};
     samkv_document_key(fingerprint, shape.dtype, NULL, 0, block_tokens, 16, d->tokens, tokens, &d->m.key);
 }

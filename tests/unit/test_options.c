@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "daemon/net/settings.h"
+#include "daemon/store/store.h"
 #include "proto/tensor.h"
 
 static char *no_environment(const char *name)
@@ -57,7 +58,7 @@ START_TEST(defaults)
     ck_assert_str_eq(s.store, "/d");
     ck_assert_str_eq(s.socket, "/run/samkv/samkv.sock");
     ck_assert_int_eq(s.dtype, -1);
-    ck_assert_int_eq(s.codec, 1);
+    ck_assert_int_eq(s.codec, SAMKV_CODEC_DEFAULT);
     ck_assert_int_eq(s.log_level, 2);
     ck_assert_int_ge(s.workers, 8);
     ck_assert_int_eq(s.store_max_bytes, 0);
@@ -185,7 +186,7 @@ START_TEST(environment_and_its_place)
     ck_assert_str_eq(s.store, "/state"); /* the first of systemd's list */
     ck_assert_int_eq(s.workers, 3);
     ck_assert_str_eq(s.models.items[0], "env=/env");
-    ck_assert_int_eq(s.codec, 1); /* empty means unset */
+    ck_assert_int_eq(s.codec, SAMKV_CODEC_DEFAULT); /* empty means unset */
     samkv_settings_deinit(&s);
     ck_assert_int_eq(read_settings(&s, "--model a=/a --model b=/b", some_environment, &err), SAMKV_OK);
     ck_assert_uint_eq(s.models.count, 2); /* a list is taken whole from one source */

@@ -261,6 +261,17 @@ START_TEST(keys_depend_on_everything)
     static const uint8_t want[16] = {0xfc, 0x8b, 0xda, 0x33, 0x98, 0xf1, 0x71, 0x47,
                                      0x39, 0x9d, 0x6f, 0x61, 0xa0, 0xd6, 0x2b, 0xf6};
     ck_assert_mem_eq(&keys[9], want, sizeof want);
+    /* Lossless codecs share a document; every lossy one has its own. */
+    for (int codec = 0; codec < SAMKV_CODEC_COUNT; codec++) {
+        bool lossy = codec >= SAMKV_CODEC_Q8;
+        keys[codec] = keys[9];
+        samkv_document_key_of_codec(&keys[codec], (enum samkv_codec)codec);
+        ck_assert_int_eq(memcmp(&keys[codec], want, sizeof want) != 0, lossy);
+        ck_assert_int_eq(samkv_codec_lossless((enum samkv_codec)codec), lossy ? SAMKV_CODEC_RANS : codec);
+        ck_assert_int_eq(samkv_codec_parse(samkv_codec_name((enum samkv_codec)codec)), codec);
+    }
+    ck_assert_mem_ne(&keys[SAMKV_CODEC_Q8], &keys[SAMKV_CODEC_Q4], sizeof *keys);
+    ck_assert_int_eq(samkv_codec_parse("q5"), -1);
 }
 END_TEST
 

@@ -331,6 +331,56 @@ START_TEST(bytes_read_are_counted_as_stored)
 }
 END_TEST
 
+/* What a store gives back of a document that was written with `codec`: all blocks' bytes. Rewrites block 0 in between.
+ */
+static uint8_t *through_the_store(enum samkv_codec codec, size_t *bytes, uint64_t *stored)
+{
+    struct fixture_document d;
+    fixture_document_make(&d, 8, (struct samkv_kv_shape){4, 2, 64, SAMKV_BF16}, 40, 16);
+    d.m.codec = codec;
+    samkv_document_key_of_codec(&d.m.key, codec);
+    FIXTURE_OK(fixture_ingest(store, &d, "one", &err));
+    uint8_t *room;
+    void **pieces = fixture_block(&d, 0, true, &room);
+    FIXTURE_OK(samkv_store_block_rewrite(store, &d.m, 0, (const void *const *)pieces, &err));
+    free(pieces), free(room);
+    struct samkv_snapshot *sn;
+    struct samkv_manifest m;
+    FIXTURE_OK(samkv_snapshot_begin(store, &sn, &err));
+    FIXTURE_OK(samkv_snapshot_manifest(sn, &d.m.key, &m, &err));
+    ck_assert_int_eq(m.codec, codec);
+    *stored = m.bytes_stored - m.bytes_index;
+    *bytes = 40 * 8 * 128 * 2;
+    uint8_t *all = malloc(*bytes), *to = all;
+    for (uint32_t b = 0; b < 3; b++) {
+        size_t piece = fixture_block_tokens(&m, b) * 128 * 2;
+        void *dst[8];
+        for (int i = 0; i < 8; i++, to += piece)
+            dst[i] = to;
+        FIXTURE_OK(samkv_snapshot_block(sn, &m, b, dst, &err));
+    }
+    samkv_snapshot_end(sn);
+    fixture_document_free(&d);
+    return all;
+}
+
+START_TEST(a_document_keeps_the_codec_that_it_was_written_with)
+{
+    size_t bytes;
+    uint64_t stored[SAMKV_CODEC_COUNT];
+    uint8_t *exact = through_the_store(SAMKV_CODEC_RAW, &bytes, &stored[0]);
+    FIXTURE_OK(samkv_store_name_remove(store, "c", "one", &err)); /* lossless codecs share a key */
+    for (int codec = 1; codec < SAMKV_CODEC_COUNT; codec++) {
+        uint8_t *back = through_the_store((enum samkv_codec)codec, &bytes, &stored[codec]);
+        ck_assert_int_eq(memcmp(back, exact, bytes) == 0, codec <= SAMKV_CODEC_RANS);
+        ck_assert_uint_le(stored[codec], stored[codec - 1] + 3 * 4); /* the block that was rewritten, too */
+        FIXTURE_OK(samkv_store_name_remove(store, "c", "one", &err));
+        free(back);
+    }
+    free(exact);
+}
+END_TEST
+
 START_TEST(verify_and_rewrite)
 {
     struct fixture_document d = document(5), other = document(6);
@@ -390,6 +440,7 @@ int main(void)
     tcase_add_test(tc, one_directory_one_daemon);
     tcase_add_test(tc, a_reader_beside_changes_nothing);
     tcase_add_test(tc, bytes_read_are_counted_as_stored);
+    tcase_add_test(tc, a_document_keeps_the_codec_that_it_was_written_with);
     tcase_add_test(tc, verify_and_rewrite);
     tcase_set_timeout(tc, 60);
     suite_add_tcase(suite, tc);

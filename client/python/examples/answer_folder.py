@@ -5,7 +5,7 @@
 
 MODEL is what samkvd serves too: a Hugging Face directory, or a .gguf file. Without questions on the command line they are
 read from standard input, one a line. A file is prefilled once, whenever it is new or has changed; each question then
-gets only the tokens that it needs. Needs torch and transformers 5 or later (for .gguf files also accelerate and gguf).
+gets only the tokens that it needs. Needs torch and transformers 5.10 or later (for .gguf files also accelerate and gguf).
 """
 import argparse
 import pathlib

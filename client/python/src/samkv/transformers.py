@@ -1,4 +1,4 @@
-"""Caches for Hugging Face transformers (5 or later): a DynamicCache, and the positions that go with it.
+"""Caches for Hugging Face transformers: a DynamicCache, and the positions that go with it.
 
     query = tokenizer(question, return_tensors="pt", add_special_tokens=False).input_ids     # (1, query_tokens)
     output = model.generate(**generation_inputs(model, cache, query), max_new_tokens=64)
@@ -7,6 +7,9 @@
 A sparse cache has gaps: its rows are at `cache.position`, the query begins at `cache.next_position`, and both differ from
 the number of rows, from which transformers would derive them. So positions are passed explicitly; attention needs none,
 since every row is in front of the query. The model must be the one that the daemon loaded, in Hugging Face's layout.
+
+Versions: 5.10 and later continue explicit positions in `generate` (5.10.0 and 5.24.0 were tested). Earlier ones do not,
+and would go on at wrong positions without a word: `generation_inputs` refuses there, unless the cache is compact.
 """
 import inspect
 import typing
@@ -15,11 +18,6 @@ import torch
 import transformers
 
 from .cache import Cache
-
-if int(transformers.__version__.split(".")[0]) < 5:
-    raise ImportError("transformers %s does not continue position_ids in generate: samkv.transformers needs 5 or later"
-                      % transformers.__version__)
-
 
 def to_dynamic_cache(cache: Cache, device: typing.Union[str, torch.device, None] = None,
                      dtype: typing.Optional[torch.dtype] = None) -> "transformers.DynamicCache":
@@ -47,6 +45,11 @@ def cache_argument(model) -> str:
     """What this model's forward and generate call their cache: "cache", or "past_key_values" in older versions."""
     names = inspect.signature(model.forward).parameters
     return "cache" if "cache" in names else "past_key_values"
+
+
+def continues_positions(model) -> bool:
+    """Whether generate counts on from the position_ids that it is given. It began to in the course of version 5."""
+    return "position_ids" in inspect.getsource(type(model)._update_model_kwargs_for_generation)
 
 
 def check_model(model, cache: Cache) -> None:
@@ -89,10 +92,16 @@ def generation_inputs(model, cache: Cache, query, sequences: int = 1) -> typing.
     Made anew for each call: generate appends to the DynamicCache.
     """
     inputs = forward_inputs(model, cache, query)
+    compact = cache.next_position == cache.rows     # then positions are what transformers derives from lengths
+    if not compact and not continues_positions(model):
+        raise RuntimeError("transformers %s does not continue positions with gaps in generate: update it to 5.10 or "
+                           "later, or fetch with positions='compact'" % transformers.__version__)
     device, tensors = inputs["input_ids"].device, cache.torch()
     front, positions = (t.to(device=device, dtype=torch.int64).unsqueeze(0) for t in (tensors.tokens, tensors.position))
     inputs["input_ids"] = torch.cat([front, inputs["input_ids"]], dim=1)
     inputs["position_ids"] = torch.cat([positions, inputs["position_ids"]], dim=1)
+    if compact:
+        del inputs["position_ids"]
     if sequences > 1:
         inputs[cache_argument(model)].batch_repeat_interleave(sequences)
     return inputs
