@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "daemon/base/log.h"
@@ -112,11 +112,23 @@ enum samkv_status samkv_extent_read_at(const struct samkv_environment *e, uint64
     return SAMKV_OK;
 }
 
-/* What of a range the page cache has, without waiting for the disk: all of it, or nothing. */
-static bool read_cached(const struct samkv_environment *e, uint64_t offset, void *to, size_t bytes)
+/* Whether the page cache has all of a range, asked through the map without touching it: a read that must not wait
+ * (RWF_NOWAIT) would make the kernel begin to read ahead, and the disk deliver everything twice. */
+static bool is_cached(const struct samkv_environment *e, uint64_t offset, size_t bytes)
 {
-    struct iovec one = {to, bytes};
-    return preadv2(e->fd, &one, 1, (off_t)offset, RWF_NOWAIT) == (ssize_t)bytes;
+    unsigned char in[512];
+    uint64_t from = offset / PAGE_ALIGNED * PAGE_ALIGNED, end = offset + bytes;
+    while (from < end) {
+        size_t pages = (size_t)((end - from + PAGE_ALIGNED - 1) / PAGE_ALIGNED);
+        pages = pages < sizeof in ? pages : sizeof in;
+        if (mincore((void *)(e->map + from), pages * PAGE_ALIGNED, in) != 0)
+            return false;
+        for (size_t i = 0; i < pages; i++)
+            if (!(in[i] & 1))
+                return false;
+        from += pages * PAGE_ALIGNED;
+    }
+    return true;
 }
 
 /* Past the page cache, in whole pages; the value then lies at *at within the room. False: try the other way, which says
@@ -150,8 +162,9 @@ enum samkv_status samkv_extent_read(struct samkv_store *s, const struct samkv_en
         return samkv_fail(err, SAMKV_CORRUPT, "a page of %s is damaged: restart the daemon to check it", e->path);
     enum samkv_status st = samkv_held_reserve(s, held, in_map.size + (size_t)2 * PAGE_ALIGNED, err);
     size_t at = 0;
-    if (st == SAMKV_OK && (e->direct_fd < 0 || (!read_cached(e, offset, held->room->memory, in_map.size) &&
-                                                !read_direct(e, offset, held->room->memory, in_map.size, &at))))
+    bool direct = st == SAMKV_OK && e->direct_fd >= 0 && !is_cached(e, offset, in_map.size) &&
+                  read_direct(e, offset, held->room->memory, in_map.size, &at);
+    if (st == SAMKV_OK && !direct)
         st = samkv_extent_read_at(e, offset, held->room->memory + (at = 0), in_map.size, err);
     if (st == SAMKV_OK)
         held->bytes = (struct samkv_bytes){held->room->memory + at, in_map.size};
