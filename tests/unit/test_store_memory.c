@@ -39,6 +39,7 @@ static struct fixture_document document(uint32_t tokens, uint32_t version)
     fixture_document_make(&d, tokens, shape, tokens, 16);
     d.seed = 1000 * tokens + version;
     d.m.created_unix_s = version;
+    d.m.codec = SAMKV_CODEC_RAW; /* so that damage() finds its bytes in the file */
     return d;
 }
 
