@@ -236,6 +236,11 @@ class Stored:
         self.folder.cleanup()
 
 
+def newest_data_file(store):
+    """data.mdb, or data.N.mdb after a compaction."""
+    return max(store.glob("data*.mdb"), key=lambda path: int("0" + "".join(filter(str.isdigit, path.name))))
+
+
 def damage_some_blocks(path, rng, count):
     """Overwrites a few whole pages in the middle of records; LMDB's own pages are left."""
     data = bytearray(path.read_bytes())
@@ -315,7 +320,7 @@ def kills():
     try:
         for number in range(rounds):
             if number % 3 == 2:
-                damage_some_blocks(stored.daemon.store / "data.mdb", rng, 3)    # for verify to repair, and fetches
+                damage_some_blocks(newest_data_file(stored.daemon.store), rng, 3)    # for verify to repair, and fetches
             try:
                 starts.append(stored.start_ms())
             except HarnessError as error:

@@ -1,5 +1,5 @@
 /*
- * A disk that fails, for LD_PRELOAD. Calls on the file named data.mdb fail as the environment says:
+ * A disk that fails, for LD_PRELOAD. Calls on data files fail as the environment says:
  *   SAMKV_SHIM_CALLS    of pread, write, sync, truncate, separated by commas (write: pwrite, writev, pwritev)
  *   SAMKV_SHIM_ERRNO    EIO or ENOSPC
  *   SAMKV_SHIM_NTH      the Nth such call fails, counted from 1; and all after it, with
@@ -38,7 +38,9 @@ static bool is_data_file(int fd)
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, path, sizeof path);
-    return n > 9 && memcmp(path + n - 9, "/data.mdb", 9) == 0;
+    path[n > 0 && n < (ssize_t)sizeof path ? n : 0] = 0;
+    const char *name = strrchr(path, '/'); /* data.mdb, or data.N.mdb after a compaction */
+    return name && strncmp(name, "/data.", 6) == 0 && n > 4 && strcmp(path + n - 4, ".mdb") == 0;
 }
 
 static double chance(uint64_t call)
