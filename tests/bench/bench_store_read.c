@@ -240,7 +240,7 @@ static void open_bench(struct bench *b)
         samkv_snapshot_begin(b->store, &b->snapshot, &err) != SAMKV_OK ||
         samkv_snapshot_each_name(b->snapshot, "bench", "", on_name, b, &err) != SAMKV_OK || !b->document_count)
         die(b->path, err.text[0] ? err.text : "holds no documents of `make`");
-    b->direct_fd = b->store->direct_fd;
+    b->direct_fd = b->store->now->direct_fd;
     const struct samkv_manifest *m = b->documents;
     b->stored_bytes = (size_t)((m->bytes_stored - m->bytes_index) / m->blocks);
     snprintf(b->data, sizeof b->data, "%s/data.mdb", b->path);
@@ -510,7 +510,7 @@ static void measure(struct bench *b, enum kind kind, int count, double seconds)
         b->items[i] = (struct item){(uint32_t)(i / b->documents->blocks), (uint32_t)(i % b->documents->blocks)};
     shuffle(b, among < b->item_count ? among : b->item_count, seed++);
     b->kind = kind;
-    b->store->direct_fd = kind == RECORD_DIRECT || kind == BLOCK_DIRECT ? b->direct_fd : -1;
+    b->store->now->direct_fd = kind == RECORD_DIRECT || kind == BLOCK_DIRECT ? b->direct_fd : -1;
     b->threads = (unsigned)count;
     b->next = b->bytes = b->blocks = 0;
     if (kind == SAFETENSORS)
@@ -637,7 +637,7 @@ static void run(struct bench *b, int most, double seconds)
                 if (kind != REDIS || b->redis)
                     measure(b, (enum kind)kind, threads, seconds);
     samkv_snapshot_end(b->snapshot);
-    b->store->direct_fd = b->direct_fd;
+    b->store->now->direct_fd = b->direct_fd;
     samkv_store_close(b->store);
     free(b->items);
     free(b->documents);

@@ -394,7 +394,7 @@ START_TEST(damage_does_not_leave_the_store)
     uint8_t buffer[SAMKV_PART_KEY_BYTES], copy[4096];
     MDB_txn *txn;
     MDB_val k = samkv_val(samkv_part_key(&d.m.key, 1, buffer)), v;
-    ck_assert_int_eq(mdb_txn_begin(from->env, NULL, 0, &txn), 0);
+    ck_assert_int_eq(mdb_txn_begin(from->now->env, NULL, 0, &txn), 0);
     ck_assert_int_eq(mdb_get(txn, from->dbi[SAMKV_DB_BLOCK], &k, &v), 0);
     ck_assert_uint_le(v.mv_size, sizeof copy);
     memcpy(copy, v.mv_data, v.mv_size);

@@ -508,16 +508,16 @@ START_TEST(reading_past_the_page_cache_gives_the_same)
         for (uint32_t i = 0; i < DOCUMENTS; i++) { /* just written, and then out of the cache */
             FIXTURE_OK(fixture_ingest(s, &documents[i], document_id(i), &err));
             ck_assert_int_eq(fixture_check_name(s, document_id(i), &documents[i]), SAMKV_OK);
-            posix_fadvise(s->data_fd, 0, 0, POSIX_FADV_DONTNEED);
+            posix_fadvise(s->now->fd, 0, 0, POSIX_FADV_DONTNEED);
             ck_assert_int_eq(fixture_check_name(s, document_id(i), &documents[i]), SAMKV_OK);
         }
         FIXTURE_OK(samkv_store_name_remove(s, "c", document_id(1), &err));
     }
-    off_t end = lseek(s->data_fd, 0, SEEK_END);
-    ck_assert_int_eq(ftruncate(s->data_fd, end / 2), 0);
+    off_t end = lseek(s->now->fd, 0, SEEK_END);
+    ck_assert_int_eq(ftruncate(s->now->fd, end / 2), 0);
     for (uint32_t i = 0; i < DOCUMENTS; i++)
         ck_assert_int_ne(fixture_check_name(s, document_id(i), &documents[i]), SAMKV_MISMATCH);
-    ck_assert_int_eq(ftruncate(s->data_fd, end), 0);
+    ck_assert_int_eq(ftruncate(s->now->fd, end), 0);
     samkv_store_close(s);
     fixture_directory_remove(&disk);
 }
