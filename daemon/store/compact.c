@@ -27,7 +27,7 @@
 #define BEGIN_SHARE       4
 #define BEGIN_LEAST       ((uint64_t)2 << 20)
 #define RECORD_PAGES      3 /* of the tree, that one record more may take */
-#define TRANSACTION_PAGES 64
+#define TRANSACTION_PAGES 16
 
 static const enum samkv_db bulk[] = {SAMKV_DB_TOKENS, SAMKV_DB_INDEX, SAMKV_DB_BLOCK};
 #define BULK_COUNT ((int)(sizeof bulk / sizeof *bulk))
@@ -375,8 +375,9 @@ bool samkv_compact_for_room(struct samkv_store *s, uint64_t bytes)
 {
     struct samkv_error err;
     uint64_t used = atomic_load(&s->now->bytes_in_use), need = samkv_compact_cost(s, bytes);
-    if (s->old)
-        return make_room(s, need + TRANSACTION_PAGES * s->page_bytes);
+    if (s->old) /* unless something else was in the way */
+        return !samkv_space_fits(s, 2 * need + TRANSACTION_PAGES * s->page_bytes) &&
+               make_room(s, 2 * need + TRANSACTION_PAGES * s->page_bytes);
     if (s->compact == SAMKV_COMPACT_OFF || !used || used + bytes + s->reserve_bytes > s->limit_bytes)
         return false;
     enum samkv_status st = begin(s, need, &err);

@@ -12,6 +12,7 @@
 #define STEP_DOCUMENTS 64
 #define STEP_NAMES     1024
 #define MAX_ROUNDS     256
+#define MAX_COMPACTED  MAX_WAITS
 #define MAX_BLIND      16 /* what else may be wrong is not cured by giving up documents */
 #define WAIT_MS        10
 #define MAX_WAITS      300
@@ -278,8 +279,10 @@ bool samkv_evict_find_room(struct samkv_store *s, size_t bytes, struct samkv_hun
         return false;
     if (samkv_queue_remove_next(s, &idle, &ignored) == SAMKV_OK && !idle)
         return true;
-    if (!hunt->compacted && (hunt->compacted = true) && samkv_compact_for_room(s, bytes))
+    if (hunt->compacted < (s->old ? MAX_COMPACTED : 1u) && samkv_compact_for_room(s, bytes)) {
+        hunt->compacted++;
         return true;
+    }
     if (!s->evict || samkv_room_measure(s, &room, &ignored) != SAMKV_OK)
         return false;
     uint64_t want = room_wanted(s, bytes),
@@ -288,6 +291,9 @@ bool samkv_evict_find_room(struct samkv_store *s, size_t bytes, struct samkv_hun
     if (!lacks) {
         /* There is room by the count, so its pages are read by a snapshot, lie too scattered, or the disk is full. */
         if (held)
+            return wait_for_readers(hunt);
+        /* Of two files' free pages, some are not given back to the disk yet. */
+        if (s->old && !samkv_space_fits(s, want) && hunt->waits < MAX_WAITS / 3)
             return wait_for_readers(hunt);
         if (hunt->blind++ >= MAX_BLIND)
             return false;

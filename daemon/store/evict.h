@@ -12,7 +12,7 @@
 /* The search for room for one transaction. Zeroed at its start. */
 struct samkv_hunt {
     unsigned rounds, waits, blind; /* blind: evictions though there is room by the count */
-    bool compacted;                /* what is free was tried to be brought together */
+    unsigned compacted;            /* what is free was brought together, or back from an old file */
     bool held;                     /* there would be room, but for a reader */
 };
 

@@ -9,7 +9,7 @@
 #include "daemon/store/txn.h"
 
 #define BATCH_RECORDS 65536 /* of a transaction: what it changes is kept in memory */
-#define MORE_PAGES    64
+#define MORE_PAGES    256   /* of trees and free pages, which two files have twice */
 
 /* The copy of one database of small records. */
 struct copy {

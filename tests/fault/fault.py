@@ -36,6 +36,11 @@ STORE_COMMANDS = [["verify", "--repair"], ["gc"], ["compact"]]
 
 
 # ------------------------------------------------------------------ the store's own tool
+def data_file(store):
+    """The newest: a store that was compacted has data.N.mdb."""
+    return max(store.glob("data*.mdb"), key=lambda path: int(path.name.split(".")[1]) if path.name.count(".") > 1 else 0)
+
+
 def tool(*arguments):
     """Runs a class of fault_store; its counts."""
     done = subprocess.run([str(TOOL), *map(str, arguments)], capture_output=True, text=True, check=False)
@@ -348,7 +353,7 @@ def damaged_stores():
             for number, ids in enumerate(stored.documents):
                 stored.ingest(c, "d%d" % number, ids)
         stored.daemon.stop()
-        healthy = (stored.daemon.store / "data.mdb").read_bytes()
+        healthy = (data_file(stored.daemon.store)).read_bytes()
         for case in range(400 if LONG else 12):
             damaged = bytearray(healthy)
             if case % 2:
@@ -366,7 +371,7 @@ def damaged_stores():
 
 def damaged_store(stored, counts, data, case):
     daemon, old = stored.daemon, stored.daemon.store
-    (old / "data.mdb").write_bytes(data)
+    data_file(old).write_bytes(data)
     outcome = "served"
     try:
         try:
