@@ -23,13 +23,13 @@ class CollectionOptions(Structure):
     _fields_ = [("model", c_char_p), ("has_preamble", c_bool), ("preamble", c_void_p), ("preamble_bytes", c_size_t),
                 ("preamble_tokens", POINTER(c_int32)), ("preamble_token_count", c_size_t),
                 ("block_tokens", c_int64), ("init_tokens", c_int64), ("local_tokens", c_int64),
-                ("quota_bytes", c_int64), ("ttl_s", c_int64)]
+                ("quota_bytes", c_int64), ("ttl_s", c_int64), ("codec", c_char_p)]
 
 
 class DocumentInput(Structure):
     _fields_ = [("collection", c_char_p), ("id", c_char_p), ("title", c_char_p), ("text", c_void_p),
                 ("text_bytes", c_size_t), ("tokens", POINTER(c_int32)), ("token_count", c_size_t),
-                ("chunk_tokens", c_uint32), ("spec", CollectionOptions), ("reserved", c_uint64 * 4)]
+                ("chunk_tokens", c_uint32), ("spec", CollectionOptions), ("reserved", c_uint64 * 3)]
 
 
 class FetchOptions(Structure):
@@ -90,7 +90,7 @@ class CollectionInfo(Structure):
     _fields_ = [("name", c_char_p), ("model", c_char_p), ("dtype", c_char_p), ("fingerprint", c_char_p),
                 ("block_tokens", c_uint32), ("init_tokens", c_uint32), ("local_tokens", c_uint32),
                 ("preamble_tokens", c_uint32), ("documents", c_uint64), ("quota_bytes", c_uint64), ("ttl_s", c_uint64),
-                ("bytes_raw", c_uint64), ("bytes_stored", c_uint64)]
+                ("bytes_raw", c_uint64), ("bytes_stored", c_uint64), ("codec", c_char_p)]
 
 
 class ModelInfo(Structure):
