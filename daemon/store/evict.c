@@ -301,6 +301,8 @@ bool samkv_evict_find_room(struct samkv_store *s, size_t bytes, struct samkv_hun
     }
     hunt->held = false;
     enum outcome outcome = evict_some(s, lacks);
+    if (outcome == EVICTED && s->old) /* what two files have of it is room only once the disk has it back */
+        hunt->compacted = false;
     return outcome == EVICTED || (outcome == EVICTING_FAILED && held && wait_for_readers(hunt));
 }
 
@@ -316,19 +318,20 @@ void samkv_evict_ahead(struct samkv_store *s, size_t bytes)
 
 /* ------------------------------------------------------------------ before a document is written */
 
-/* The manifest as it may turn out: a tenth less than expected, since only what cannot fit is to be refused here. */
-static struct samkv_manifest foresee(struct samkv_store *s, const struct samkv_manifest *m)
+/* The manifest as it may turn out, in percent of what is expected. */
+static struct samkv_manifest foresee(struct samkv_store *s, const struct samkv_manifest *m, uint64_t percent)
 {
     struct samkv_manifest likely = *m;
-    uint64_t index = samkv_index_layout(m).bytes * (uint64_t)m->shape.layers;
     uint64_t raw = (uint64_t)m->tokens * samkv_kv_token_bytes(&m->shape);
-    uint64_t kv = samkv_ledger_expect(&s->ledger, m->codec, raw);
-    likely.bytes_index = index - index / 4;
-    likely.bytes_stored = kv - kv / 10;
+    likely.bytes_index = samkv_index_layout(m).bytes * (uint64_t)m->shape.layers;
+    likely.bytes_stored = samkv_ledger_expect(&s->ledger, m->codec, raw) / 100 * percent;
     if (likely.bytes_stored < likely.bytes_index)
         likely.bytes_index = likely.bytes_stored;
     return likely;
 }
+
+#define AT_LEAST 90  /* what does not fit then is refused */
+#define AT_MOST  110 /* what others are to leave room for */
 
 void samkv_evict_give_back(struct samkv_store *s, uint64_t reserved)
 {
@@ -343,13 +346,14 @@ enum samkv_status samkv_evict_admit(struct samkv_store *s, const struct samkv_ma
     *reserved = 0;
     if (!s->evict)
         return SAMKV_OK;
-    struct samkv_manifest likely = foresee(s, m);
-    uint64_t needs = samkv_ledger_footprint(&likely, s->page_bytes), most = s->limit_bytes - s->reserve_bytes;
+    struct samkv_manifest least = foresee(s, m, AT_LEAST), largest = foresee(s, m, AT_MOST);
+    uint64_t needs = samkv_ledger_footprint(&least, s->page_bytes), most = s->limit_bytes - s->reserve_bytes;
+    uint64_t takes = samkv_ledger_footprint(&largest, s->page_bytes);
     pthread_mutex_lock(&s->ledger.lock);
     uint64_t fixed = s->ledger.footprint - s->ledger.loose, writing = s->ledger.writing;
-    bool fits = fixed + writing + needs <= most;
+    bool fits = fixed + needs <= most && (!writing || fixed + writing + takes <= most);
     if (fits)
-        s->ledger.writing += *reserved = needs;
+        s->ledger.writing += *reserved = takes;
     pthread_mutex_unlock(&s->ledger.lock);
     if (fits)
         return SAMKV_OK;
@@ -370,7 +374,7 @@ enum samkv_status samkv_evict_admit_to(struct samkv_store *s, const char *collec
     const struct samkv_ledger_collection *c = samkv_ledger_find_collection(l, collection);
     uint64_t quota = c ? c->terms.quota_bytes : 0, fixed = c ? c->stored - (s->quota_refuses ? 0 : c->loose) : 0;
     pthread_mutex_unlock(&l->lock);
-    uint64_t needs = foresee(s, m).bytes_stored;
+    uint64_t needs = foresee(s, m, AT_LEAST).bytes_stored;
     if (!quota || fixed + needs <= quota)
         return SAMKV_OK;
     return samkv_fail(err, s->quota_refuses ? SAMKV_FULL : SAMKV_TOO_LARGE,

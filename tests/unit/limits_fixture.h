@@ -31,6 +31,7 @@ static inline struct fixture_document limits_document(uint32_t seed, uint32_t to
 {
     struct fixture_document d;
     fixture_document_make(&d, seed, limits_shape, tokens, 16);
+    d.m.codec = SAMKV_CODEC_ZSTD;
     return d;
 }
 
