@@ -95,12 +95,18 @@ static uint64_t gain(const struct samkv_ledger *l, const struct choice *choice, 
     return choice->collection ? (h ? h->loose : 0) : d->loose;
 }
 
-/* Takes from the pool until `want` bytes are chosen. False: it is empty before. */
-static bool take(const struct samkv_ledger *l, struct samkv_ledger_pool *pool, struct choice *choice, uint64_t want,
-                 uint64_t *bytes)
+/*
+ * Takes from the pool until `want` bytes are chosen. False: it cannot say before. What came since it was filled is not
+ * in it, and began with a weight of one: who was worth more than that then may be worth more than what has come.
+ */
+static bool take(const struct samkv_ledger *l, struct samkv_ledger_pool *pool, bool fresh, struct choice *choice,
+                 uint64_t want, uint64_t *bytes)
 {
     while (pool && *bytes < want && choice->count < STEP_DOCUMENTS && pool->next < pool->count) {
-        const struct samkv_ledger_pick *pick = &pool->picks[pool->next++];
+        const struct samkv_ledger_pick *pick = &pool->picks[pool->next];
+        if (!fresh && pick->value > 1)
+            break;
+        pool->next++;
         uint64_t gains = gain(l, choice, pick);
         if (gains)
             choice->victims[choice->count++] = (struct victim){pick->key, gains};
@@ -130,10 +136,10 @@ static void choose(struct samkv_ledger *l, uint64_t want, struct choice *choice)
     choice->count = 0;
     choice->loose = choice->collection && !c ? 0 : loose_of(l, c, choice->keep);
     struct samkv_ledger_pool **pool = c ? &c->pool : &l->pool;
-    if (choice->loose && want && !take(l, *pool, choice, want, &bytes) && fill_pool(l, c, pool)) {
+    if (choice->loose && want && !take(l, *pool, false, choice, want, &bytes) && fill_pool(l, c, pool)) {
         choice->count = 0; /* what was taken is in the new one again */
         bytes = 0;
-        take(l, *pool, choice, want, &bytes);
+        take(l, *pool, true, choice, want, &bytes);
     }
     pthread_mutex_unlock(&l->lock);
 }

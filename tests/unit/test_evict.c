@@ -62,18 +62,18 @@ END_TEST
 
 START_TEST(what_is_used_stays_longer)
 {
-    store = limits_open(&dir, (struct samkv_store_options){.max_bytes = 6 << 20, .evict = true});
+    store = limits_open(&dir, (struct samkv_store_options){.max_bytes = 4 << 20, .evict = true});
     for (uint32_t i = 0; i < 10; i++)
         FIXTURE_OK(limits_put(store, i, TOKENS, &err));
     ck_assert_uint_eq(fixture_stats(store).evictions, 0);
     for (uint32_t i = 0; i < 10; i += 3)
         limits_use(store, i, TOKENS, 3);
-    for (uint32_t i = 100; i < 150; i++)
+    for (uint32_t i = 100; i < 140; i++)
         FIXTURE_OK(limits_put(store, i, TOKENS, &err));
     for (uint32_t i = 0; i < 10; i++)
         ck_assert_int_eq(limits_check(store, i, TOKENS), i % 3 == 0 ? SAMKV_OK : SAMKV_NOT_FOUND);
     /* Of those that nobody used the older ones went. */
-    FIXTURE_OK(limits_check(store, 149, TOKENS));
+    FIXTURE_OK(limits_check(store, 139, TOKENS));
     ck_assert_int_eq(limits_check(store, 100, TOKENS), SAMKV_NOT_FOUND);
     uint64_t uses;
     int64_t used;
