@@ -219,8 +219,11 @@ static float number(enum samkv_dtype dtype, const void *at, size_t i)
 static void compare(struct candidate *c, const struct block *b, void **got)
 {
     for (size_t i = 0; i < b->layout.count; i++) {
-        if (!c->lossy && memcmp(got[i], b->piece[i], b->layout.bytes) != 0)
-            die("a lossless codec lost something");
+        if (!c->lossy && memcmp(got[i], b->piece[i], b->layout.bytes) != 0) {
+            fprintf(stderr, "\nbench_codec: %s lost something in piece %zu of %zu bytes\n", c->name, i,
+                    b->layout.bytes);
+            exit(1);
+        }
         for (size_t j = 0; c->lossy && j < b->layout.bytes / samkv_dtype_bytes(b->layout.dtype); j++) {
             double x = number(b->layout.dtype, b->piece[i], j), y = number(b->layout.dtype, got[i], j);
             c->error[i % 2] += (x - y) * (x - y);
@@ -242,10 +245,13 @@ static void measure(struct candidate *c)
         memcpy(codes[i] = get(sizes[i]), packed, sizes[i]);
         c->stored += sizes[i];
     }
-    struct samkv_layout *l = &batch.block[0].layout;
+    const struct samkv_layout *l = &batch.block[0].layout;
+    size_t longest = 0; /* a document's last block may be shorter than others */
+    for (size_t i = 0; i < batch.count; i++)
+        longest = batch.block[i].layout.bytes > longest ? batch.block[i].layout.bytes : longest;
     void **dst = get(l->count * sizeof *dst);
     for (size_t p = 0; p < l->count; p++)
-        dst[p] = get(l->bytes);
+        dst[p] = get(longest);
     for (size_t i = 0; i < batch.count; i++) {
         double start = seconds();
         decode(c, &batch.block[i], codes[i], sizes[i], dst);
@@ -271,6 +277,9 @@ static uint64_t layer_raw[2], (*layer_stored)[2][2]; /* by layer, K or V, codec 
 static void measure_layers(void)
 {
     const struct samkv_layout *l = &batch.block[0].layout;
+    for (size_t i = 1; i < batch.count; i++)
+        if (batch.block[i].layout.bytes > l->bytes)
+            l = &batch.block[i].layout;
     static const enum samkv_codec codecs[2] = {SAMKV_CODEC_ZSTD, SAMKV_CODEC_RANS};
     if (!layer_stored && !(layer_stored = calloc(l->count / 2, sizeof *layer_stored)))
         die("out of memory");
