@@ -58,6 +58,10 @@ struct samkv_client;
 /* "0.1.0": the library's own version. */
 SAMKV_API const char *samkv_client_version(void);
 
+/* Bytes of a public structure, by its name ("samkv_cache"), as the library was built with it; 0: not known. For
+ * bindings that mirror the structures without reading this header. */
+SAMKV_API size_t samkv_client_struct_bytes(const char *name);
+
 /* ------------------------------------------------------------------ connection */
 
 /*

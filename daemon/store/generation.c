@@ -164,7 +164,8 @@ static enum samkv_status describe(struct samkv_store *s, struct samkv_environmen
         return samkv_fail(err, SAMKV_UNSUPPORTED,
                           "%s has pages of %u bytes, which this machine does not make: ingest into a new store",
                           e->path, stat.ms_psize);
-    s->page_bytes = stat.ms_psize;
+    if (!s->page_bytes) /* once: others read it */
+        s->page_bytes = stat.ms_psize;
     e->map_bytes = info.me_mapsize;
     return SAMKV_OK;
 }
@@ -274,7 +275,8 @@ static enum samkv_status open_handles(struct samkv_store *s, MDB_txn *txn, bool 
             return samkv_fail_lmdb(err, rc, s->path);
         if (s->dbi[i] && s->dbi[i] != dbi)
             return samkv_fail(err, SAMKV_INTERNAL, "the databases of %s have other handles", s->path);
-        s->dbi[i] = dbi;
+        if (!s->dbi[i]) /* once: others read it */
+            s->dbi[i] = dbi;
     }
     return SAMKV_OK;
 }

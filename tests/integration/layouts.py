@@ -8,24 +8,10 @@ import tempfile
 
 from harness import ROOT
 
-# The C name of each structure of samkv._library.
-STRUCTS = {"Error": "samkv_error", "CollectionOptions": "samkv_collection_options", "DocumentInput": "samkv_document",
-           "FetchOptions": "samkv_fetch_options", "AskOptions": "samkv_ask_options", "Timing": "samkv_timing",
-           "BlocksKept": "samkv_blocks_kept", "FiguresInput": "samkv_figures", "CacheInput": "samkv_cache",
-           "IngestedDocument": "samkv_ingested_document", "DocumentInfo": "samkv_document_info",
-           "CollectionInfo": "samkv_collection_info", "ModelInfo": "samkv_model_info", "Counter": "samkv_counter",
-           "IngestAnswer": "samkv_ingest_answer", "AskAnswer": "samkv_ask_answer", "ListAnswer": "samkv_list_answer",
-           "ShowAnswer": "samkv_show_answer", "RemoveAnswer": "samkv_remove_answer",
-           "StatusAnswer": "samkv_status_answer", "VerifyAnswer": "samkv_verify_answer", "Reply": "samkv_reply",
-           "ConfigureAnswer": "samkv_configure_answer", "PinAnswer": "samkv_pin_answer", "GcAnswer": "samkv_gc_answer",
-           "LlamaLayout": "samkv_llama_layout"}
-
-
 def of_ctypes(module):
     """struct → {"": size, member: [offset, size]}"""
     out = {}
-    for python, c in STRUCTS.items():
-        kind = getattr(module, python)
+    for c, kind in module.STRUCTS.items():
         out[c] = {name: [getattr(kind, name).offset, getattr(kind, name).size] for name, _ in kind._fields_}
         out[c][""] = [0, ctypes.sizeof(kind)]
     return out
@@ -37,15 +23,15 @@ def of_compiler(module):
     if not compiler:
         return None
     lines = []
-    for python, c in STRUCTS.items():
+    for c, kind in module.STRUCTS.items():
         lines.append('P("%s", "", 0, sizeof(struct %s));' % (c, c))
-        for name, _ in getattr(module, python)._fields_:
+        for name, _ in kind._fields_:
             lines.append('P("%s", "%s", offsetof(struct %s, %s), sizeof(((struct %s *)0)->%s));' %
                          (c, name, c, name, c, name))
     source = ('#include <stdio.h>\n#include "samkv/samkv_llama.h"\n#define P(s, m, o, n) '
               'printf("[\\"%%s\\", \\"%%s\\", %%zu, %%zu]\\n", s, m, (size_t)(o), (size_t)(n))\n'
               'int main(void) { %s return 0; }\n' % "\n".join(lines))
-    out = {c: {} for c in STRUCTS.values()}
+    out = {c: {} for c in module.STRUCTS}
     with tempfile.TemporaryDirectory() as folder:
         program = pathlib.Path(folder) / "layouts"
         subprocess.run([compiler, "-I", str(ROOT), "-I", str(ROOT / "client"), "-x", "c", "-", "-o", str(program)],

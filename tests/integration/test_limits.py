@@ -1,6 +1,5 @@
 """Limits as an operator meets them: quotas, times to live, pins, gc, whole collections, and a daemon that evicts."""
 import concurrent.futures
-import pathlib
 import tempfile
 import time
 import unittest

@@ -44,6 +44,16 @@ class Structures(unittest.TestCase):
             self.skipTest("no C compiler")
         self.assertEqual(layouts.of_ctypes(_library), expected)
 
+    def test_another_library_is_refused(self):
+        """Its structures have other sizes: an import error, and no crash later."""
+        self.assertEqual(_library.call("samkv_client_struct_bytes", b"samkv_nothing"), 0)
+        kept = _library.STRUCTS["samkv_reply"]
+        try:
+            _library.STRUCTS["samkv_reply"] = _library.Timing
+            self.assertRaisesRegex(ImportError, "another struct samkv_reply", _library._check_structures)
+        finally:
+            _library.STRUCTS["samkv_reply"] = kept
+
     def test_statuses(self):
         header = (ROOT / "proto" / "status.h").read_text()
         for status in samkv.Status:

@@ -1,7 +1,7 @@
 """libsamkv.so.1 through ctypes: the structures of samkv.h and samkv_llama.h, and typed functions.
 
-The structures are those of the library's first ABI (its soname ends in .1), which only grows into reserved members. A
-test compares every size and offset with the header's.
+The library says how large its structures are: one that was built with others than those below is refused. A test compares
+every size and offset with the header's.
 """
 import ctypes
 import os
@@ -174,6 +174,18 @@ class LlamaLayout(Structure):
                 ("v_type", c_int32), ("v_transposed", c_bool), ("rope_type", c_int32), ("reserved", c_uint64 * 4)]
 
 
+# C name of each structure above.
+STRUCTS = {"samkv_error": Error, "samkv_collection_options": CollectionOptions, "samkv_document": DocumentInput,
+           "samkv_fetch_options": FetchOptions, "samkv_ask_options": AskOptions, "samkv_timing": Timing,
+           "samkv_blocks_kept": BlocksKept, "samkv_figures": FiguresInput, "samkv_cache": CacheInput,
+           "samkv_ingested_document": IngestedDocument, "samkv_document_info": DocumentInfo,
+           "samkv_collection_info": CollectionInfo, "samkv_model_info": ModelInfo, "samkv_counter": Counter,
+           "samkv_ingest_answer": IngestAnswer, "samkv_ask_answer": AskAnswer, "samkv_list_answer": ListAnswer,
+           "samkv_show_answer": ShowAnswer, "samkv_remove_answer": RemoveAnswer, "samkv_status_answer": StatusAnswer,
+           "samkv_verify_answer": VerifyAnswer, "samkv_configure_answer": ConfigureAnswer,
+           "samkv_pin_answer": PinAnswer, "samkv_gc_answer": GcAnswer, "samkv_reply": Reply,
+           "samkv_llama_layout": LlamaLayout}
+
 ON_TEXT = ctypes.CFUNCTYPE(c_bool, c_void_p, c_void_p, c_size_t)
 
 _ERROR, _REPLY, _CACHE, _LAYOUT = POINTER(Error), POINTER(Reply), POINTER(CacheInput), POINTER(LlamaLayout)
@@ -181,6 +193,7 @@ _ERROR, _REPLY, _CACHE, _LAYOUT = POINTER(Error), POINTER(Reply), POINTER(CacheI
 _CALL = object()
 _FUNCTIONS = {
     "samkv_client_version": (c_char_p, []),
+    "samkv_client_struct_bytes": (c_size_t, [c_char_p]),
     "samkv_client_path": (_CALL, [c_char_p, c_char_p, c_size_t, _ERROR]),
     "samkv_client_connect": (_CALL, [c_char_p, POINTER(c_void_p), _ERROR]),
     "samkv_client_close": (None, [c_void_p]),
@@ -240,6 +253,16 @@ def _bind(name, result, arguments):
 
 
 _functions = {name: _bind(name, *signature) for name, signature in _FUNCTIONS.items()}
+
+
+def _check_structures():
+    for name, kind in STRUCTS.items():
+        if _functions["samkv_client_struct_bytes"](name.encode()) != ctypes.sizeof(kind):
+            raise ImportError("%s has another struct %s than this package knows: install the package of its version, %s" %
+                              (_path, name, _functions["samkv_client_version"]().decode()))
+
+
+_check_structures()
 
 
 def library_path() -> str:
