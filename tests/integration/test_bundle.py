@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import socket
+import shlex
 import subprocess
 import tempfile
 import time
@@ -88,8 +89,8 @@ class Bundle(unittest.TestCase):
         self.target.stop()
 
     def test_a_pipe_and_another_name(self):
-        line = "%s | cat | %s" % (" ".join(self.source.command("export", "wiki")),
-                                  " ".join(self.target.command("import", "-", "--collection", "two")))
+        line = "%s | cat | %s" % (shlex.join(self.source.command("export", "wiki")),
+                                  shlex.join(self.target.command("import", "-", "--collection", "two")))
         done = subprocess.run(["sh", "-c", line], capture_output=True, timeout=DEADLINE_S, check=False)
         self.assertEqual((done.returncode, done.stderr), (DONE, b""))
         self.assert_same(self.target, "two")
@@ -100,7 +101,8 @@ class Bundle(unittest.TestCase):
         for opened in (">>", ">"):
             with open(out, "w", encoding="ascii") as file:
                 file.write("before\n")
-            line = "{ echo first; %s; echo last; } %s %s" % (" ".join(self.source.command("export", "wiki")), opened, out)
+            line = "{ echo first; %s; echo last; } %s %s" % (shlex.join(self.source.command("export", "wiki")), opened,
+                                                                     shlex.quote(str(out)))
             subprocess.run(["sh", "-c", line], timeout=DEADLINE_S, check=True)
             with open(out, "rb") as one, open(self.file, "rb") as two:
                 self.assertEqual(one.read(), (b"before\n" if opened == ">>" else b"") + b"first\n" + two.read() + b"last\n")

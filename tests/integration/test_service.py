@@ -189,8 +189,10 @@ class Units(unittest.TestCase):
 
     def test_units_are_well_formed(self):
         with tempfile.TemporaryDirectory() as folder:
+            program = pathlib.Path(folder) / "samkvd"  # under a name without spaces
+            program.symlink_to(SAMKVD)
             for name in ("samkvd.service", "samkvd.socket"):
-                text = (UNITS / name).read_text().replace("/usr/sbin/samkvd", SAMKVD)
+                text = (UNITS / name).read_text().replace("/usr/sbin/samkvd", str(program))
                 (pathlib.Path(folder) / name).write_text(text)
             done = self.analyze("verify", "--man=no", pathlib.Path(folder) / "samkvd.service", pathlib.Path(folder) / "samkvd.socket")
         complaints = [line for line in done.stderr.splitlines() if "samkvd" in line]
