@@ -9,8 +9,7 @@
 /* At a time, of a daemon: a client that reads slowly holds a worker, and half of those are for others. */
 #define MAX_BUNDLES 2
 /* What ingest/spec.h lets an ingest make. */
-#define MAX_BLOCK_TOKENS 512
-#define MAX_ANCHORS      (1u << 20)
+#define MAX_ANCHORS (1u << 20)
 
 struct bundle_job {
     struct samkv_request *request;
@@ -162,7 +161,7 @@ static enum samkv_status check_sizes(const struct samkv_collection *c, const str
                                      struct samkv_error *err)
 {
     const struct samkv_model_config *config = &engine->model->config;
-    bool fits = c->block_tokens >= 1 && c->block_tokens <= MAX_BLOCK_TOKENS && c->init_tokens <= MAX_ANCHORS &&
+    bool fits = c->block_tokens >= 1 && c->block_tokens <= SAMKV_MAX_BLOCK_TOKENS && c->init_tokens <= MAX_ANCHORS &&
                 c->local_tokens >= 1 && c->local_tokens <= MAX_ANCHORS && c->preamble_tokens < config->context_tokens;
     for (uint32_t i = 0; fits && i < c->preamble_tokens; i++)
         fits = c->preamble[i] >= 0 && (uint32_t)c->preamble[i] < config->vocab;

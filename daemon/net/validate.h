@@ -4,9 +4,9 @@
 
 #include "proto/samkv.pb-c.h"
 #include "proto/status.h"
+#include "daemon/ingest/spec.h" /* SAMKV_MAX_BLOCK_TOKENS */
 
 #define SAMKV_MAX_TITLE_BYTES   1000
-#define SAMKV_MAX_BLOCK_TOKENS  1024
 #define SAMKV_MAX_ANCHOR_TOKENS 65536
 #define SAMKV_MAX_ANSWER_TOKENS 4096
 
