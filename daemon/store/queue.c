@@ -12,6 +12,7 @@
 #include "daemon/store/environment.h"
 #include "daemon/store/evict.h"
 #include "daemon/store/expire.h"
+#include "daemon/store/space.h"
 #include "daemon/store/txn.h"
 
 #define RETRY_REMOVAL_S 2
@@ -174,6 +175,8 @@ static enum samkv_status check_room(struct samkv_change *c, struct samkv_error *
         st = samkv_fail(err, SAMKV_FULL,
                         "the store %s has reached its limit of %llu MiB: remove documents or raise the limit", s->path,
                         (unsigned long long)(s->limit_bytes >> 20));
+    else if (samkv_space_left(s, used + elsewhere) < s->reserve_bytes)
+        st = samkv_fail(err, SAMKV_FULL, "the disk of %s is full: make room on it, or remove documents", s->path);
     return st;
 }
 
@@ -268,6 +271,8 @@ static enum samkv_status remove_next(struct samkv_store *s, bool stuck_too, bool
         return SAMKV_OK;
     bool done = false;
     enum samkv_status st = remove_step(s, &claim->key, &done, err);
+    if (st == SAMKV_FULL && samkv_space_relieve(s))
+        st = remove_step(s, &claim->key, &done, err);
     if (done) {
         samkv_claim_end(s, claim);
         return st;
@@ -335,6 +340,8 @@ static void run_each(struct samkv_store *s, struct samkv_job *first)
     for (struct samkv_job *job = first; job; job = job->next) {
         struct samkv_hunt hunt = {0};
         job->status = run_alone(s, job, &job->error);
+        if (job->status == SAMKV_FULL && samkv_space_relieve(s))
+            job->status = run_alone(s, job, &job->error);
         while (job->status == SAMKV_FULL && samkv_evict_find_room(s, job->bytes, &hunt))
             job->status = run_alone(s, job, &job->error);
         if (job->status == SAMKV_FULL && hunt.held)

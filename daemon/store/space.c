@@ -66,6 +66,16 @@ bool samkv_space_fits(const struct samkv_store *s, uint64_t bytes)
     return statvfs(s->path, &disk) != 0 || (uint64_t)disk.f_bavail * disk.f_frsize >= bytes + DISK_RESERVE;
 }
 
+uint64_t samkv_space_left(const struct samkv_store *s, uint64_t used_bytes)
+{
+    struct statvfs disk;
+    uint64_t allocated = samkv_space_allocated_all(s);
+    if (statvfs(s->path, &disk) != 0)
+        return UINT64_MAX;
+    allocated += (uint64_t)disk.f_bavail * disk.f_frsize;
+    return allocated > used_bytes ? allocated - used_bytes : 0;
+}
+
 /* ------------------------------------------------------------------ what may be punched */
 
 /* A line of mdb_reader_list for each reader: process, thread and transaction, which is - for one at rest. */
@@ -222,6 +232,22 @@ enum samkv_status samkv_space_punch(struct samkv_store *s, struct samkv_environm
     }
     *more = st == SAMKV_OK && !l.end && !e->punching.unsupported && samkv_space_allocated(e) > keep_bytes;
     return st;
+}
+
+bool samkv_space_relieve(struct samkv_store *s)
+{
+    struct samkv_environment *e = s->now;
+    struct samkv_error ignored;
+    struct statvfs disk;
+    uint64_t before = samkv_space_allocated(e), keep = before > s->reserve_bytes ? before - s->reserve_bytes : 0;
+    bool more = true;
+    if (statvfs(s->path, &disk) != 0 || (uint64_t)disk.f_bavail * disk.f_frsize >= s->reserve_bytes)
+        return false;
+    e->punching.next_record = e->punching.next_place = e->punching.floor = 0; /* what comes first, LMDB takes last */
+    while (more && samkv_space_punch(s, e, keep, true, &more, &ignored) == SAMKV_OK)
+        ;
+    e->punching.floor = 0; /* not every page was looked at */
+    return samkv_space_allocated(e) < before;
 }
 
 /* A transaction that changes nothing: what the last one freed may be used after it. */

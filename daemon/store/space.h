@@ -65,3 +65,12 @@ bool samkv_space_is_waiting(const struct samkv_store *);
 
 /* Whether `bytes` more may be written: with all files of the store together the limit holds, and the disk has room. */
 bool samkv_space_fits(const struct samkv_store *, uint64_t bytes);
+
+/* What the disk still has, with what is allocated and not in use, once `used_bytes` are: more cannot be written. */
+uint64_t samkv_space_left(const struct samkv_store *, uint64_t used_bytes);
+
+/*
+ * On a full disk LMDB may choose a free page that is a hole, though others are allocated: gives about a reserve of
+ * these back to the disk. True: it has more than before, try again. On the writer thread, outside of transactions.
+ */
+bool samkv_space_relieve(struct samkv_store *);

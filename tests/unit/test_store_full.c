@@ -1,6 +1,10 @@
 #include "tests/unit/store_fixture.h"
 
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 
 static struct fixture_directory dir;
@@ -18,6 +22,7 @@ static void setup(void)
 static void teardown(void)
 {
     samkv_store_close(store);
+    umount2(dir.path, MNT_DETACH); /* if it is a disk of its own */
     fixture_directory_remove(&dir);
 }
 
@@ -135,7 +140,7 @@ END_TEST
 START_TEST(a_full_disk_fails_one_document_not_the_store)
 {
     enum samkv_status st;
-    store = fixture_open_with(&dir, 0, SAMKV_COMPACT_OFF); /* what can be stored again depends on when it would run */
+    store = fixture_open_with(&dir, 0, SAMKV_COMPACT_OFF); /* this limit is a file's: another one has it again */
     struct rlimit old, small;
     ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &old), 0);
     small = old;
@@ -166,6 +171,87 @@ START_TEST(a_full_disk_fails_one_document_not_the_store)
 }
 END_TEST
 
+/* ------------------------------------------------------------------ a disk of its own */
+
+#define DISK_MIB 40
+
+static bool write_line(const char *path, const char *line)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    bool written = fd >= 0 && write(fd, line, strlen(line)) == (ssize_t)strlen(line);
+    if (fd >= 0)
+        close(fd);
+    return written;
+}
+
+/* In namespaces of this process alone, so the mount goes with it; not root's right where users may have them. */
+static bool mount_disk(const char *path, unsigned mib)
+{
+    char options[64], line[64];
+    unsigned uid = geteuid(), gid = getegid();
+    if (unshare(CLONE_NEWNS) != 0) {
+        if (unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0)
+            return false;
+        snprintf(line, sizeof line, "0 %u 1", uid);
+        if (!write_line("/proc/self/setgroups", "deny") || !write_line("/proc/self/uid_map", line))
+            return false;
+        snprintf(line, sizeof line, "0 %u 1", gid);
+        if (!write_line("/proc/self/gid_map", line))
+            return false;
+    }
+    if (mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0)
+        return false;
+    snprintf(options, sizeof options, "size=%um", mib);
+    return mount("none", path, "tmpfs", 0, options) == 0;
+}
+
+/* Somebody else's file, which takes what the store counted on. */
+static void write_ballast(unsigned mib)
+{
+    char path[128];
+    snprintf(path, sizeof path, "%s/ballast", dir.path);
+    int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    ck_assert_int_ge(fd, 0);
+    ck_assert_int_eq(posix_fallocate(fd, 0, (off_t)mib << 20), 0);
+    close(fd);
+}
+
+/* Every second, or (step 1) every one. */
+static void remove_some(uint32_t from, uint32_t to, uint32_t step)
+{
+    for (uint32_t i = from; i < to; i += step)
+        remove_range(i, i + 1);
+}
+
+/* With compaction, whenever it likes to run: what was removed can be filled again, whether it was all or every second
+ * document. */
+START_TEST(a_full_disk_does_not_strand_what_is_removed)
+{
+    enum samkv_status st;
+    if (!mount_disk(dir.path, DISK_MIB)) {
+        fprintf(stderr, "no disk of its own could be mounted (%s): not tried\n", strerror(errno));
+        return;
+    }
+    store = fixture_open(&dir, 0); /* with all of the disk as its limit */
+    write_ballast(DISK_MIB / 2);
+    uint32_t in = fill(0, &st), step = _i ? 2 : 1;
+    ck_assert_msg(st == SAMKV_FULL, "%s: %s", samkv_status_name(st), err.text);
+    for (uint32_t round = 1; round <= 4; round++) {
+        if (round > 2)
+            usleep(1500000); /* a compaction begins by itself */
+        remove_some(1000 * (round - 1), 1000 * (round - 1) + in, step);
+        uint32_t removed = (in + step - 1) / step, again = fill(1000 * round, &st);
+        ck_assert_int_eq(st, SAMKV_FULL);
+        ck_assert_msg(8 * again >= 7 * removed, "round %u: %u of %u", round, again, removed);
+        assert_readable(1000 * round, 1000 * round + again);
+        if (step == 2) /* all of one kind again */
+            for (uint32_t i = 1; i < in; i += 2)
+                remove_range(1000 * (round - 1) + i, 1000 * (round - 1) + i + 1);
+        in = step == 2 ? again + fill(1000 * round + again, &st) : again;
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("store_full");
@@ -175,6 +261,7 @@ int main(void)
     tcase_add_test(tc, a_store_that_is_full_to_the_brim_can_be_emptied);
     tcase_add_test(tc, a_lowered_limit_keeps_what_is_there);
     tcase_add_loop_test(tc, a_full_disk_fails_one_document_not_the_store, 0, 6);
+    tcase_add_loop_test(tc, a_full_disk_does_not_strand_what_is_removed, 0, 2);
     tcase_set_timeout(tc, 120);
     suite_add_tcase(suite, tc);
     return fixture_run(suite);
