@@ -1,16 +1,20 @@
 /*
- * usage: bench_codec STORE COLLECTION [TOKENS]
+ * usage: bench_codec STORE COLLECTION [TOKENS [JOBS]]
  *
  * Codecs side by side on the blocks of a collection that is there: ratio, encode and decode rate of one thread, and how
  * far lossy ones are off. Blocks come in batches; every codec works on each batch, slow ones on every eighth, and a
- * rate is the median over batches. Time is the thread's own CPU time and rates are of uncompressed bytes. The store is
- * opened for reading only.
+ * rate is the median over batches. Time is the thread's own CPU time and rates are of uncompressed bytes. JOBS
+ * processes share the documents out (1: rates of a core that has the memory for itself). The store is opened for
+ * reading only.
  */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 #include <zstd.h>
 #ifdef BENCH_LZ4
 #include <lz4.h>
@@ -22,6 +26,7 @@
 #define BATCH_BYTES  ((size_t)48 << 20)
 #define BATCHES_MAX  4096
 #define SLOW_EVERY   8
+#define JOBS_MAX     64
 #define LAYERS_BATCH 4 /* batches that the table of layers is made of */
 
 struct block {
@@ -70,8 +75,9 @@ static struct samkv_scratch *scratch;
 static struct samkv_snapshot *snapshot;
 static struct samkv_error err;
 static struct batch batch;
-static uint64_t tokens_wanted, tokens_seen;
+static uint64_t tokens_wanted, tokens_seen, documents_seen;
 static size_t batches_seen;
+static unsigned jobs = 1, job;
 static uint8_t *packed, *planes; /* a record's codes, and a record */
 static size_t packed_bytes;
 
@@ -310,7 +316,7 @@ static void finish_batch(void)
         if (candidates[i].batches < BATCHES_MAX && samkv_lanes_choice(candidates[i].lanes) &&
             (!candidates[i].slow || batches_seen % SLOW_EVERY == 0))
             measure(&candidates[i]);
-    if (batches_seen < LAYERS_BATCH)
+    if (job == 0 && batches_seen < LAYERS_BATCH)
         measure_layers();
     batches_seen++;
     for (size_t i = 0; i < batch.count; i++) {
@@ -318,7 +324,8 @@ static void finish_batch(void)
             free(batch.block[i].piece[p]);
         free(batch.block[i].piece);
     }
-    fprintf(stderr, "\r%llu tokens", (unsigned long long)tokens_seen);
+    if (job == 0)
+        fprintf(stderr, "\r%llu tokens", (unsigned long long)tokens_seen * jobs);
     batch.count = batch.bytes = batch.tokens = 0;
 }
 
@@ -357,11 +364,13 @@ static bool add_document(void *arg, const struct samkv_name *name)
 {
     (void)arg;
     struct samkv_manifest m;
+    if (documents_seen++ % jobs != job)
+        return true;
     if (samkv_snapshot_manifest(snapshot, &name->key, &m, &err) != SAMKV_OK)
         die(err.text);
     for (uint32_t b = 0; b < m.blocks; b++)
         add_block(&m, b);
-    return tokens_seen < tokens_wanted;
+    return tokens_seen < tokens_wanted / jobs;
 }
 
 static int by_size(const void *a, const void *b)
@@ -403,31 +412,85 @@ static void print_tables(void)
                (double)layer_raw[0] / (double)layer_stored[l][1][1]);
 }
 
-int main(int argc, char **argv)
+/* One process's share of the documents. */
+static void run_job(const char *path, const char *collection)
 {
-    if (argc < 3 || argc > 4) {
-        fprintf(stderr, "usage: bench_codec STORE COLLECTION [TOKENS]\n");
-        return 2;
-    }
-    tokens_wanted = argc == 4 ? strtoull(argv[3], NULL, 10) : UINT64_MAX;
     samkv_scratch_pool_init(&pool);
     if (!(scratch = samkv_scratch_take(&pool)))
         die("out of memory");
-    struct samkv_store_options options = {.path = argv[1], .codec = SAMKV_CODEC_ZSTD, .read_only = true};
+    struct samkv_store_options options = {.path = path, .codec = SAMKV_CODEC_ZSTD, .read_only = true};
     struct samkv_store *store;
     if (samkv_store_open(&options, &store, &err) != SAMKV_OK ||
         samkv_snapshot_begin(store, &snapshot, &err) != SAMKV_OK)
         die(err.text);
-    if (samkv_snapshot_each_name(snapshot, argv[2], "", add_document, NULL, &err) != SAMKV_OK)
+    if (samkv_snapshot_each_name(snapshot, collection, "", add_document, NULL, &err) != SAMKV_OK)
         die(err.text);
     finish_batch();
-    if (!tokens_seen)
-        die("the collection is empty or is none");
-    fprintf(stderr, "\r");
-    print_tables();
     samkv_snapshot_end(snapshot);
     samkv_store_close(store);
     samkv_scratch_give(&pool, scratch);
     samkv_scratch_pool_deinit(&pool);
+}
+
+static void add_results(const struct candidate *from)
+{
+    for (size_t i = 0; i < CANDIDATES; i++) {
+        struct candidate *c = &candidates[i];
+        c->raw += from[i].raw;
+        c->stored += from[i].stored;
+        c->tokens += from[i].tokens;
+        for (size_t b = 0; b < from[i].batches && c->batches < BATCHES_MAX; b++, c->batches++) {
+            c->encode_rate[c->batches] = from[i].encode_rate[b];
+            c->decode_rate[c->batches] = from[i].decode_rate[b];
+        }
+        for (int kv = 0; kv < 2; kv++) {
+            c->error[kv] += from[i].error[kv];
+            c->power[kv] += from[i].power[kv];
+        }
+    }
+}
+
+/* All processes but this one, which is the first; their results come through memory that they share. */
+static void run_jobs(const char *path, const char *collection)
+{
+    struct candidate *results =
+        mmap(NULL, jobs * sizeof candidates, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (results == MAP_FAILED)
+        die("out of memory");
+    for (unsigned i = 1; i < jobs; i++) {
+        pid_t pid = fork();
+        if (pid < 0)
+            die("no process");
+        if (pid > 0)
+            continue;
+        job = i;
+        run_job(path, collection);
+        memcpy(results + i * CANDIDATES, candidates, sizeof candidates);
+        _exit(0);
+    }
+    run_job(path, collection);
+    int status;
+    for (unsigned i = 1; i < jobs; i++)
+        if (wait(&status) < 0 || status != 0)
+            die("a process failed");
+    for (unsigned i = 1; i < jobs; i++)
+        add_results(results + i * CANDIDATES);
+    munmap(results, jobs * sizeof candidates);
+}
+
+int main(int argc, char **argv)
+{
+    tokens_wanted = argc >= 4 ? strtoull(argv[3], NULL, 10) : UINT64_MAX;
+    if (argc == 5)
+        jobs = (unsigned)strtoul(argv[4], NULL, 10);
+    if (argc < 3 || argc > 5 || jobs < 1 || jobs > JOBS_MAX) {
+        fprintf(stderr, "usage: bench_codec STORE COLLECTION [TOKENS [JOBS]]\n");
+        return 2;
+    }
+    run_jobs(argv[1], argv[2]);
+    if (!candidates[0].tokens)
+        die("the collection is empty or is none");
+    fprintf(stderr, "\r");
+    print_tables();
     return 0;
 }
