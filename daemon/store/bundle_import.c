@@ -116,6 +116,16 @@ static enum samkv_status write_parts(struct import *im, struct samkv_writer *w)
     }
 }
 
+/* At a document that was there a moment ago. */
+static enum samkv_status point_name(struct import *im, const struct samkv_name *name)
+{
+    enum samkv_status st = samkv_store_name_put_as(im->store, im->target.name, name, im->err);
+    if (st != SAMKV_NOT_FOUND)
+        return st;
+    return samkv_fail(im->err, SAMKV_BUSY, "the document of %s was removed or evicted meanwhile: import again",
+                      name->id);
+}
+
 /* After a DOCUMENT: writes it, under a name if there is one. */
 static enum samkv_status write_document(struct import *im, const struct samkv_name *name)
 {
@@ -128,7 +138,7 @@ static enum samkv_status write_document(struct import *im, const struct samkv_na
         return st;
     if (!w) { /* somebody else has just written it */
         st = pass_document(im);
-        return st == SAMKV_OK && name ? samkv_store_name_put_as(im->store, im->target.name, name, im->err) : st;
+        return st == SAMKV_OK && name ? point_name(im, name) : st;
     }
     st = write_parts(im, w);
     if (st != SAMKV_OK) {
@@ -183,7 +193,7 @@ static enum samkv_status check_stored(struct import *im, const struct samkv_name
 static enum samkv_status put_name(struct import *im, const struct samkv_name *name)
 {
     enum samkv_status st = check_stored(im, name);
-    return st == SAMKV_OK ? samkv_store_name_put_as(im->store, im->target.name, name, im->err) : st;
+    return st == SAMKV_OK ? point_name(im, name) : st;
 }
 
 static enum samkv_status import_preamble(struct import *im)

@@ -431,6 +431,12 @@ END_TEST
 
 /* ------------------------------------------------------------------ kill -9 */
 
+static void give_up(int code, const struct samkv_error *e)
+{
+    fprintf(stderr, "the child gives up: %s\n", e->text);
+    _exit(code);
+}
+
 static void churn(int seed)
 {
     uint64_t random = (uint64_t)seed;
@@ -440,12 +446,12 @@ static void churn(int seed)
         uint32_t which = (uint32_t)(fixture_random(&random) % 60);
         struct samkv_error e = {0};
         if (limits_put(store, which, 1 + which, &e) != SAMKV_OK)
-            _exit(3);
+            give_up(3, &e);
         limits_use(store, which, 1 + which, (int)(which % 3));
         atomic_fetch_add(&limits_clock, i % 2);
         struct samkv_gc_report report;
         if (i % 20 == 19 && samkv_store_gc(store, &report, NULL, NULL, &e) != SAMKV_OK)
-            _exit(4);
+            give_up(4, &e);
     }
 }
 
