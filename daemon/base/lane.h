@@ -34,7 +34,7 @@ struct samkv_lane_job {
     bool done;
 };
 
-/* The same in two steps: what started must be waited for, once, by the thread that started it. */
+/* The same in two steps: what started must be waited for, once, by any thread that may wait. */
 void samkv_lane_start(struct samkv_lane *, enum samkv_urgency, void (*fn)(void *arg), void *arg,
                       struct samkv_lane_job *);
 void samkv_lane_wait(struct samkv_lane *, struct samkv_lane_job *);

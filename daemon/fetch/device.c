@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/samkv/transfer.h"
+#include "daemon/store/scratch.h"
 
 /* ------------------------------------------------------------------ a latch */
 
@@ -133,8 +134,21 @@ static void add_preamble(struct list *l)
         add_block(l, m, b, (size_t)b * m->block_tokens, 0);
 }
 
+/* The store tells of pieces, the transfer wants bytes. */
+struct telling {
+    const struct samkv_fill_watch *watch;
+    size_t piece_bytes;
+};
+
+static void tell(void *arg, size_t pieces)
+{
+    const struct telling *t = arg;
+    t->watch->fn(t->watch->arg, pieces * t->piece_bytes);
+}
+
 /* Record i of the list from the store; on any of the threads that decode. */
-static enum samkv_status fill_record(void *arg, size_t i, void *host, struct samkv_error *err)
+static enum samkv_status fill_record(void *arg, size_t i, void *host, const struct samkv_fill_watch *watch,
+                                     struct samkv_error *err)
 {
     struct list *l = arg;
     const struct item *item = &l->items[i];
@@ -149,7 +163,10 @@ static enum samkv_status fill_record(void *arg, size_t i, void *host, struct sam
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     for (uint32_t p = 0; p < pieces; p++)
         dst[p] = (uint8_t *)host + p * piece_bytes;
-    enum samkv_status status = samkv_snapshot_block(l->job->snapshot, item->manifest, item->number, dst, err);
+    struct telling telling = {watch, piece_bytes};
+    const struct samkv_decode_watch pieces_watch = {tell, &telling};
+    enum samkv_status status = samkv_snapshot_block_watched(l->job->snapshot, item->manifest, item->number, dst,
+                                                            watch->fn ? &pieces_watch : NULL, err);
     free(dst);
     return status;
 }
@@ -162,13 +179,17 @@ static enum samkv_status bring(struct list *l, size_t first, size_t end, struct 
     return samkv_transfer_up(l->job->engine.transfer, part.wants, part.count, fill_record, &some, err);
 }
 
-/* Blocks [first, end) of the list into the cache, whose rows have these positions. */
-static enum samkv_status place(struct list *l, size_t first, size_t end, struct samkv_kv_cache *cache,
-                               const int32_t *positions, size_t rows, struct samkv_error *err)
+/* Where the list's blocks go: into the cache, whose rows have these positions. */
+struct destination {
+    struct samkv_kv_cache *cache;
+    const int32_t *positions;
+    size_t rows;
+};
+
+static struct samkv_place_runs placed_runs(const struct list *l, const struct samkv_kv_cache *cache)
 {
-    const struct samkv_engine *e = &l->job->engine;
     const struct samkv_kv_shape *shape = &l->job->collection.shape;
-    const struct samkv_place_runs template = {
+    return (struct samkv_place_runs){
         .src_dtype = shape->dtype,
         .k_cache = cache->k,
         .v_cache = cache->v,
@@ -177,8 +198,49 @@ static enum samkv_status place(struct list *l, size_t first, size_t end, struct 
         .kv_heads = (int)shape->kv_heads,
         .head_dim = (int)shape->head_dim,
     };
-    return samkv_transfer_place(e->transfer, l->pins->wants + first, l->runs + first, end - first, positions, rows,
-                                samkv_workspace_inv_freq(e->workspace), e->model->config.rope_scale, &template, err);
+}
+
+static struct samkv_placing placing_of(const struct list *l, size_t first, const struct destination *to,
+                                       const struct samkv_place_runs *place)
+{
+    const struct samkv_engine *e = &l->job->engine;
+    return (struct samkv_placing){
+        .runs = l->runs + first,
+        .positions = to->positions,
+        .rows = to->rows,
+        .inv_freq = samkv_workspace_inv_freq(e->workspace),
+        .rope_scale = e->model->config.rope_scale,
+        .place = place,
+    };
+}
+
+/* Blocks [first, end) of the list, which were brought. */
+static enum samkv_status place(struct list *l, size_t first, size_t end, const struct destination *to,
+                               struct samkv_error *err)
+{
+    const struct samkv_place_runs runs = placed_runs(l, to->cache);
+    const struct samkv_placing placing = placing_of(l, first, to, &runs);
+    return samkv_transfer_place(l->job->engine.transfer, l->pins->wants + first, end - first, &placing, err);
+}
+
+/* All blocks of the list, brought and placed in bands. */
+static enum samkv_status stream_blocks(struct list *l, const struct destination *to, struct samkv_bands *bands,
+                                       struct samkv_error *err)
+{
+    struct samkv_fetch_pins blocks = {l->pins->wants, l->blocks};
+    struct list some = {.job = l->job, .pins = &blocks, .items = l->items};
+    const struct samkv_place_runs runs = placed_runs(l, to->cache);
+    const struct samkv_placing placing = placing_of(l, 0, to, &runs);
+    return samkv_transfer_stream(l->job->engine.transfer, blocks.wants, blocks.count, fill_record, &some, &placing,
+                                 bands, err);
+}
+
+static enum samkv_status bands_init(struct samkv_bands *bands, const struct samkv_fetch_job *job,
+                                    void (*begin)(void *arg), void *arg, struct samkv_error *err)
+{
+    const struct samkv_kv_shape *shape = &job->collection.shape;
+    size_t layer_token_bytes = 2 * samkv_kv_width(shape) * samkv_dtype_bytes(shape->dtype);
+    return samkv_bands_init(bands, job->engine.device, shape->layers, layer_token_bytes, begin, arg, err);
 }
 
 /* ------------------------------------------------------------------ plan */
@@ -196,7 +258,10 @@ struct plan {
     float *scores;        /* [stable][blocks] */
     struct samkv_select_document *documents;
     struct samkv_kv_cache cache;
+    struct samkv_bands bands; /* of the anchors */
     struct latch indexed;
+    struct samkv_lane_job lane_job;
+    bool started;
     enum samkv_status status; /* of the lane's part */
     struct samkv_error lane_err;
     struct samkv_error *err;
@@ -205,6 +270,7 @@ struct plan {
 static void plan_deinit(struct plan *p)
 {
     samkv_kv_cache_deinit(&p->cache, p->job->engine.device);
+    samkv_bands_deinit(&p->bands, p->job->engine.device);
     latch_deinit(&p->indexed);
     list_deinit(&p->list);
     free(p->positions);
@@ -275,19 +341,6 @@ static void point_at_index(struct plan *p)
         p->index[i] = samkv_cached_memory(wants[i].entry);
 }
 
-/* Preamble and anchors, which the query's pass sees. */
-static enum samkv_status bring_anchors(struct plan *p)
-{
-    struct samkv_fetch_job *job = p->job;
-    add_preamble(&p->list);
-    add_anchors(p);
-    add_index(p);
-    enum samkv_status status = bring(&p->list, 0, p->list.blocks, p->err);
-    if (!status)
-        status = samkv_fetch_device_cache_init(job, &p->cache, p->rows + job->query_count, p->err);
-    return status ? status : place(&p->list, 0, p->list.blocks, &p->cache, p->positions, p->rows, p->err);
-}
-
 static enum samkv_status bring_index(struct plan *p)
 {
     enum samkv_status status = bring(&p->list, p->index_first, p->list.pins->count, p->err);
@@ -302,11 +355,19 @@ static enum samkv_status wait_for_index(void *arg, struct samkv_error *err)
     return latch_wait(&p->indexed, err);
 }
 
+static enum samkv_status wait_for_anchors(void *arg, uint32_t layer, struct samkv_error *err)
+{
+    struct plan *p = arg;
+    return samkv_bands_await(&p->bands, p->engine.stream, layer, err);
+}
+
 static void score_on_lane(void *arg)
 {
     struct plan *p = arg;
     const struct samkv_fetch_job *job = p->job;
-    const struct samkv_query_pass query = samkv_fetch_job_query_pass(job, p->rows);
+    struct samkv_query_pass query = samkv_fetch_job_query_pass(job, p->rows);
+    query.before_layer = wait_for_anchors;
+    query.before_layer_arg = p;
     const struct samkv_query_scoring scoring = {
         .documents = job->document_count,
         .index = p->index,
@@ -319,16 +380,37 @@ static void score_on_lane(void *arg)
     p->status = samkv_query_scores(&p->engine, &p->cache, &query, &scoring, &p->lane_err);
 }
 
-/* The query's pass; the index, of which only the scores know, comes meanwhile, and the tokens. */
-static enum samkv_status score(struct plan *p)
+static void start_query(void *arg)
 {
-    struct samkv_lane_job lane_job;
-    samkv_lane_start(p->engine.lane, SAMKV_URGENT, score_on_lane, p, &lane_job);
-    enum samkv_status status = bring_index(p);
+    struct plan *p = arg;
+    p->started = true;
+    samkv_lane_start(p->engine.lane, SAMKV_URGENT, score_on_lane, p, &p->lane_job);
+}
+
+/* Preamble and anchors, which the query's pass sees: it begins with the first band of their layers. */
+static enum samkv_status bring_anchors(struct plan *p)
+{
+    struct samkv_fetch_job *job = p->job;
+    add_preamble(&p->list);
+    add_anchors(p);
+    add_index(p);
+    enum samkv_status status = samkv_fetch_device_cache_init(job, &p->cache, p->rows + job->query_count, p->err);
+    if (!status)
+        status = bands_init(&p->bands, job, start_query, p, p->err);
+    const struct destination to = {&p->cache, p->positions, p->rows};
+    return status ? status : stream_blocks(&p->list, &to, &p->bands, p->err);
+}
+
+/* The index, of which only the scores know, and the tokens, while the query's pass runs; then that pass. */
+static enum samkv_status score(struct plan *p, enum samkv_status status)
+{
+    if (!status)
+        status = bring_index(p);
     latch_set(&p->indexed, status);
     if (!status)
         status = samkv_fetch_job_read_tokens(p->job, p->err);
-    samkv_lane_wait(p->engine.lane, &lane_job);
+    if (p->started)
+        samkv_lane_wait(p->engine.lane, &p->lane_job);
     if (status || !p->status)
         return status;
     if (p->err)
@@ -344,8 +426,7 @@ enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct sa
     if (!status)
         status = bring_anchors(&p);
     job->timing.index = samkv_fetch_job_lap(job, SAMKV_PHASE_INDEX, &since);
-    if (!status)
-        status = score(&p);
+    status = score(&p, status);
     job->timing.query = samkv_fetch_job_lap(job, SAMKV_PHASE_QUERY, &since);
     if (!status)
         status = samkv_fetch_job_select(job, p.documents, NULL, p.scores, err);
@@ -361,6 +442,9 @@ struct fill {
     struct list list;
     uint32_t needed_from; /* first layer that needs what is loaded */
     struct latch loaded;
+    struct samkv_bands bands; /* when the first layer needs it: then the blocks come in bands */
+    struct samkv_lane_job lane_job;
+    bool started;
     enum samkv_status status; /* of the recomputation */
     struct samkv_error recompute_err;
 };
@@ -368,6 +452,8 @@ struct fill {
 static enum samkv_status wait_for_load(void *arg, uint32_t layer, struct samkv_error *err)
 {
     struct fill *f = arg;
+    if (f->bands.count)
+        return samkv_bands_await(&f->bands, f->job->engine.stream, layer, err);
     return layer < f->needed_from ? SAMKV_OK : latch_wait(&f->loaded, err);
 }
 
@@ -408,6 +494,7 @@ static enum samkv_status fill_init(struct fill *f, struct samkv_fetch_job *job, 
 static void fill_deinit(struct fill *f)
 {
     list_deinit(&f->list);
+    samkv_bands_deinit(&f->bands, f->job->engine.device);
     latch_deinit(&f->loaded);
 }
 
@@ -423,41 +510,61 @@ static void recompute_on_lane(void *arg)
     job->timing.recompute = samkv_fetch_job_lap(job, SAMKV_PHASE_RECOMPUTE, &since);
 }
 
+static void start_recomputation(void *arg)
+{
+    struct fill *f = arg;
+    f->started = true;
+    samkv_lane_start(f->job->engine.lane, SAMKV_URGENT, recompute_on_lane, f, &f->lane_job);
+}
+
+static struct destination reply_of(struct fill *f)
+{
+    return (struct destination){&f->job->cache, f->job->position, f->job->rows};
+}
+
 /* Blocks [first, end) of the list, brought and placed. */
 static enum samkv_status load(struct fill *f, size_t first, size_t end, struct samkv_error *err)
 {
-    struct samkv_fetch_job *job = f->job;
-    double since = samkv_now_ms();
+    const struct destination to = reply_of(f);
     enum samkv_status status = bring(&f->list, first, end, err);
-    if (!status)
-        status = place(&f->list, first, end, &job->cache, job->position, job->rows, err);
-    job->timing.read += samkv_fetch_job_lap(job, SAMKV_PHASE_READ, &since);
-    return status;
+    return status ? status : place(&f->list, first, end, &to, err);
+}
+
+/* All blocks in bands: the recomputation begins with the first. */
+static enum samkv_status load_in_bands(struct fill *f, struct samkv_error *err)
+{
+    const struct destination to = reply_of(f);
+    enum samkv_status status = bands_init(&f->bands, f->job, start_recomputation, f, err);
+    return status ? status : stream_blocks(&f->list, &to, &f->bands, err);
 }
 
 /*
  * The preamble is seen by the first layer already, and is at hand since the plan. The blocks may come later: with the
  * update "overwrite", a block's stored rows are first needed behind the layers that are recomputed.
  */
+static enum samkv_status load_behind(struct fill *f, struct samkv_error *err)
+{
+    size_t preamble = f->job->preamble_manifest.blocks;
+    enum samkv_status status = load(f, 0, preamble, err);
+    if (status)
+        return status;
+    start_recomputation(f);
+    status = load(f, preamble, f->list.blocks, err);
+    latch_set(&f->loaded, status);
+    return status;
+}
+
 static enum samkv_status run_fill(struct fill *f, void (*meanwhile)(void *arg), void *arg, struct samkv_error *err)
 {
     struct samkv_fetch_job *job = f->job;
-    size_t preamble = job->preamble_manifest.blocks, all = f->list.blocks;
-    bool load_first = f->needed_from == 0;
-    struct samkv_lane_job lane_job;
-    enum samkv_status status = load(f, 0, load_first ? all : preamble, err);
-    if (status)
+    double since = samkv_now_ms();
+    enum samkv_status status = f->needed_from == 0 ? load_in_bands(f, err) : load_behind(f, err);
+    job->timing.read = samkv_fetch_job_lap(job, SAMKV_PHASE_READ, &since);
+    if (!f->started)
         return status;
-    if (load_first)
-        latch_set(&f->loaded, SAMKV_OK);
-    samkv_lane_start(job->engine.lane, SAMKV_URGENT, recompute_on_lane, f, &lane_job);
-    if (!load_first) {
-        status = load(f, preamble, all, err);
-        latch_set(&f->loaded, status);
-    }
     if (meanwhile)
         meanwhile(arg);
-    samkv_lane_wait(job->engine.lane, &lane_job);
+    samkv_lane_wait(job->engine.lane, &f->lane_job);
     if (!status && f->status) {
         status = f->status;
         if (err)

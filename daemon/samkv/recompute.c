@@ -108,6 +108,8 @@ static enum samkv_status run_query(const struct samkv_engine *e, struct samkv_kv
         .depth = q->stable_layers[q->stable_count - 1] + 1,
         .tap = on_layer,
         .tap_arg = m,
+        .before_layer = q->before_layer,
+        .before_layer_arg = q->before_layer_arg,
         .cancelled = q->cancelled,
     };
     enum samkv_status status = samkv_forward(e->model, e->stream, e->workspace, &pass, cache, err);

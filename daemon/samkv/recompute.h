@@ -20,6 +20,9 @@ struct samkv_query_pass {
     int anchor_rows;
     const uint32_t *stable_layers; /* ascending */
     uint32_t stable_count;
+    /* See struct samkv_pass: rows of the cache may come while the query's pass runs. May be NULL. */
+    enum samkv_status (*before_layer)(void *arg, uint32_t layer, struct samkv_error *);
+    void *before_layer_arg;
     const bool *cancelled;
 };
 

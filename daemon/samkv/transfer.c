@@ -124,157 +124,6 @@ static int thread_count(size_t bytes)
     return threads > MAX_THREADS ? MAX_THREADS : (int)threads;
 }
 
-/* ------------------------------------------------------------------ up */
-
-/* The missing records of one call, on their way through the ring. */
-struct ascent {
-    struct samkv_transfer *t;
-    struct samkv_record_want *wants;
-    enum samkv_status (*fill)(void *arg, size_t i, void *host, struct samkv_error *);
-    void *arg;
-    const size_t *missing; /* [count] numbers of wants */
-    size_t count;
-    size_t slot_bytes, slots; /* record i of the missing goes through slot i % slots */
-    pthread_mutex_t lock;     /* of the two below */
-    enum samkv_status status;
-    struct samkv_error *err;
-};
-
-static void record_failure(struct ascent *a, enum samkv_status status, const struct samkv_error *err)
-{
-    pthread_mutex_lock(&a->lock);
-    if (!a->status) {
-        a->status = status;
-        if (a->err)
-            *a->err = *err;
-    }
-    pthread_mutex_unlock(&a->lock);
-}
-
-static bool has_failed(struct ascent *a)
-{
-    pthread_mutex_lock(&a->lock);
-    bool failed = a->status != SAMKV_OK;
-    pthread_mutex_unlock(&a->lock);
-    return failed;
-}
-
-/* Record and entry, decoded and made but not sent. */
-static enum samkv_status prepare(struct ascent *a, size_t number, void *host, struct samkv_error *err)
-{
-    struct samkv_record_want *want = &a->wants[number];
-    enum samkv_status status = a->fill(a->arg, number, host, err);
-    if (!status && samkv_device_cache_make(a->t->cache, &want->key, want->bytes, &want->entry))
-        status = samkv_fail(err, SAMKV_NO_MEMORY,
-                            "%s has no memory for the documents' blocks: ask for fewer documents or a lower ratio",
-                            a->t->device->name);
-    return status;
-}
-
-/* Waits until the records that used the slot before have left it: they were begun before, so they will. */
-static enum samkv_status await_slot(struct samkv_transfer *t, struct slot *slot, size_t turn, struct samkv_error *err)
-{
-    pthread_mutex_lock(&t->lock);
-    while (slot->turn != turn)
-        pthread_cond_wait(&t->turned, &t->lock);
-    pthread_mutex_unlock(&t->lock);
-    return t->device->ops->event_sync(slot->sent, err);
-}
-
-static void bring_one(void *arg, int i)
-{
-    struct ascent *a = arg;
-    struct samkv_transfer *t = a->t;
-    struct slot *slot = &t->slots[(size_t)i % a->slots];
-    struct samkv_record_want *want = &a->wants[a->missing[i]];
-    uint8_t *host = t->ring + (size_t)i % a->slots * a->slot_bytes;
-    struct samkv_error err = {0};
-    enum samkv_status status = await_slot(t, slot, (size_t)i / a->slots, &err);
-    if (!status && !has_failed(a))
-        status = prepare(a, a->missing[i], host, &err);
-    pthread_mutex_lock(&t->lock);
-    if (!status && want->entry) {
-        t->device->ops->upload(t->stream, samkv_cached_memory(want->entry), host, want->bytes);
-        t->device->ops->record(t->stream, slot->sent);
-    }
-    slot->turn++;
-    pthread_cond_broadcast(&t->turned);
-    pthread_mutex_unlock(&t->lock);
-    if (status)
-        record_failure(a, status, &err);
-}
-
-/* Cuts the ring into slots for the largest record. Returns the bytes of all. */
-static enum samkv_status cut_ring(struct ascent *a, size_t *bytes, struct samkv_error *err)
-{
-    struct samkv_transfer *t = a->t;
-    size_t largest = 1;
-    *bytes = 0;
-    for (size_t i = 0; i < a->count; i++) {
-        size_t one = a->wants[a->missing[i]].bytes;
-        largest = one > largest ? one : largest;
-        *bytes += one;
-    }
-    a->slot_bytes = (largest + RECORD_ALIGNMENT - 1) / RECORD_ALIGNMENT * RECORD_ALIGNMENT;
-    if (reserve_ring(t, a->slot_bytes))
-        return samkv_fail(err, SAMKV_NO_MEMORY, "no page-locked memory for a record of %zu MB", largest >> 20);
-    a->slots = t->ring_bytes / a->slot_bytes;
-    a->slots = a->slots > SLOTS ? SLOTS : a->slots;
-    for (int i = 0; i < SLOTS; i++)
-        t->slots[i].turn = 0;
-    return SAMKV_OK;
-}
-
-static enum samkv_status bring_missing(struct ascent *a, struct samkv_error *err)
-{
-    struct samkv_transfer *t = a->t;
-    size_t bytes;
-    pthread_mutex_lock(&t->turn);
-    enum samkv_status status = cut_ring(a, &bytes, err);
-    if (!status) {
-        samkv_team_run(t->team, (int)a->count, thread_count(bytes), bring_one, a);
-        status = a->status;
-    }
-    enum samkv_status synced = t->device->ops->sync(t->stream, status ? NULL : err);
-    pthread_mutex_unlock(&t->turn);
-    return status ? status : synced;
-}
-
-static size_t find_cached(struct samkv_transfer *t, struct samkv_record_want *wants, size_t count, size_t *missing)
-{
-    size_t n = 0;
-    for (size_t i = 0; i < count; i++) {
-        wants[i].entry = samkv_device_cache_find(t->cache, &wants[i].key);
-        if (!wants[i].entry)
-            missing[n++] = i;
-    }
-    return n;
-}
-
-enum samkv_status samkv_transfer_up(struct samkv_transfer *t, struct samkv_record_want *wants, size_t count,
-                                    enum samkv_status (*fill)(void *arg, size_t i, void *host, struct samkv_error *),
-                                    void *arg, struct samkv_error *err)
-{
-    struct ascent a = {.t = t, .wants = wants, .fill = fill, .arg = arg, .err = err};
-    size_t *missing = malloc((count + 1) * sizeof *missing);
-    for (size_t i = 0; i < count; i++)
-        wants[i].entry = NULL;
-    if (!missing)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    a.missing = missing;
-    a.count = find_cached(t, wants, count, missing);
-    enum samkv_status status = SAMKV_OK;
-    if (a.count) {
-        pthread_mutex_init(&a.lock, NULL);
-        status = bring_missing(&a, err);
-        pthread_mutex_destroy(&a.lock);
-    }
-    for (size_t i = 0; i < a.count && !status; i++)
-        samkv_device_cache_publish(wants[missing[i]].entry);
-    free(missing);
-    return status;
-}
-
 /* ------------------------------------------------------------------ into a KV cache */
 
 /* Makes room for a placement; grows only, and what a placement before used is in order on the stream. */
@@ -303,45 +152,309 @@ static enum samkv_status reserve_scratch(struct samkv_transfer *t, size_t runs, 
     return SAMKV_OK;
 }
 
-static enum samkv_status place_all(struct samkv_transfer *t, const struct samkv_run *runs, size_t count,
-                                   const int32_t *positions, size_t rows, const double *inv_freq_device,
-                                   float rope_scale, const struct samkv_place_runs *place, struct samkv_error *err)
+/* Runs, positions and angles of a placement on the device; `runs` has some for each band. On the stream. */
+static enum samkv_status upload_placing(struct samkv_transfer *t, const struct samkv_placing *p,
+                                        const struct samkv_run *runs, size_t count, struct samkv_error *err)
 {
     const struct samkv_ops *ops = t->device->ops;
-    struct samkv_place_runs p = *place;
-    p.count = (int)count;
-    p.max_tokens = 0;
-    for (size_t i = 0; i < count; i++)
-        if (runs[i].tokens > p.max_tokens)
-            p.max_tokens = runs[i].tokens;
-    pthread_mutex_lock(&t->turn);
-    enum samkv_status status = reserve_scratch(t, count, rows, (size_t)p.head_dim);
-    if (status) {
-        pthread_mutex_unlock(&t->turn);
-        return samkv_fail(err, status, "no memory on %s to place %zu tokens", t->device->name, rows);
-    }
-    p.runs = t->scratch.runs;
-    p.rope = t->scratch.rope;
+    enum samkv_status status = reserve_scratch(t, count, p->rows, (size_t)p->place->head_dim);
+    if (status)
+        return samkv_fail(err, status, "no memory on %s to place %zu tokens", t->device->name, p->rows);
     ops->upload(t->stream, t->scratch.runs, runs, count * sizeof *runs);
-    ops->upload(t->stream, t->scratch.positions, positions, rows * sizeof *positions);
-    ops->rope_table(t->stream, inv_freq_device, p.head_dim / 2, t->scratch.positions, (int)rows, rope_scale,
+    ops->upload(t->stream, t->scratch.positions, p->positions, p->rows * sizeof *p->positions);
+    ops->rope_table(t->stream, p->inv_freq, p->place->head_dim / 2, t->scratch.positions, (int)p->rows, p->rope_scale,
                     t->scratch.rope);
-    ops->place_runs(t->stream, &p);
-    status = ops->sync(t->stream, err);
-    pthread_mutex_unlock(&t->turn);
-    return status;
+    return SAMKV_OK;
 }
 
-enum samkv_status samkv_transfer_place(struct samkv_transfer *t, const struct samkv_record_want *wants,
-                                       struct samkv_run *runs, size_t count, const int32_t *positions, size_t rows,
-                                       const double *inv_freq_device, float rope_scale,
-                                       const struct samkv_place_runs *place, struct samkv_error *err)
+static int longest(const struct samkv_run *runs, size_t count)
+{
+    int most = 0;
+    for (size_t i = 0; i < count; i++)
+        most = runs[i].tokens > most ? runs[i].tokens : most;
+    return most;
+}
+
+enum samkv_status samkv_transfer_place(struct samkv_transfer *t, const struct samkv_record_want *wants, size_t count,
+                                       const struct samkv_placing *placing, struct samkv_error *err)
 {
     if (!count)
         return SAMKV_OK;
     for (size_t i = 0; i < count; i++)
-        runs[i].src = samkv_cached_memory(wants[i].entry);
-    return place_all(t, runs, count, positions, rows, inv_freq_device, rope_scale, place, err);
+        placing->runs[i].src = samkv_cached_memory(wants[i].entry);
+    struct samkv_place_runs p = *placing->place;
+    p.count = (int)count;
+    p.max_tokens = longest(placing->runs, count);
+    pthread_mutex_lock(&t->turn);
+    enum samkv_status status = upload_placing(t, placing, placing->runs, count, err);
+    if (!status) {
+        p.runs = t->scratch.runs;
+        p.rope = t->scratch.rope;
+        t->device->ops->place_runs(t->stream, &p);
+        status = t->device->ops->sync(t->stream, err);
+    }
+    pthread_mutex_unlock(&t->turn);
+    return status;
+}
+
+/* ------------------------------------------------------------------ up */
+
+/* The missing records of one call, on their way through the ring. */
+struct ascent {
+    struct samkv_transfer *t;
+    struct samkv_record_want *wants;
+    size_t want_count;
+    samkv_fill *fill;
+    void *arg;
+    size_t *missing; /* [count] numbers of wants */
+    size_t count;
+    size_t slot_bytes, slots; /* record i of the missing goes through slot i % slots */
+    pthread_mutex_t lock;     /* of the two below */
+    enum samkv_status status;
+    struct samkv_error *err;
+    /* In bands; NULL: not. */
+    struct samkv_bands *bands;
+    const struct samkv_placing *placing;
+    struct samkv_run *runs;       /* [bands][want_count] */
+    size_t left[SAMKV_BANDS_MAX]; /* missing records that have not sent their part of a band; under t->lock */
+};
+
+static void record_failure(struct ascent *a, enum samkv_status status, const struct samkv_error *err)
+{
+    pthread_mutex_lock(&a->lock);
+    if (!a->status) {
+        a->status = status;
+        if (a->err)
+            *a->err = *err;
+    }
+    pthread_mutex_unlock(&a->lock);
+}
+
+static bool has_failed(struct ascent *a)
+{
+    pthread_mutex_lock(&a->lock);
+    bool failed = a->status != SAMKV_OK;
+    pthread_mutex_unlock(&a->lock);
+    return failed;
+}
+
+/* Waits until the records that used the slot before have left it: they were begun before, so they will. */
+static enum samkv_status await_slot(struct samkv_transfer *t, struct slot *slot, size_t turn, struct samkv_error *err)
+{
+    pthread_mutex_lock(&t->lock);
+    while (slot->turn != turn)
+        pthread_cond_wait(&t->turned, &t->lock);
+    pthread_mutex_unlock(&t->lock);
+    return t->device->ops->event_sync(slot->sent, err);
+}
+
+/* The next band into the cache: all its bytes are on the stream. With t->lock held, or alone. */
+static void place_band(struct ascent *a, int band)
+{
+    struct samkv_transfer *t = a->t;
+    struct samkv_place_runs p = *a->placing->place;
+    uint32_t first = a->bands->first_layer[band];
+    p.layers = (int)(a->bands->first_layer[band + 1] - first);
+    p.k_cache = (uint8_t *)p.k_cache + first * p.layer_stride_bytes;
+    p.v_cache = (uint8_t *)p.v_cache + first * p.layer_stride_bytes;
+    p.runs = t->scratch.runs + (size_t)band * a->want_count;
+    p.rope = t->scratch.rope;
+    p.count = (int)a->want_count;
+    p.max_tokens = longest(a->placing->runs, a->want_count);
+    if (p.count)
+        t->device->ops->place_runs(t->stream, &p);
+    samkv_bands_arrive(a->bands, t->stream);
+}
+
+/* One missing record on its way. */
+struct passage {
+    struct ascent *a;
+    const struct samkv_record_want *want;
+    const uint8_t *host;
+    int sent; /* bands */
+};
+
+static size_t band_end(const struct passage *p, int band)
+{
+    const struct samkv_bands *b = p->a->bands;
+    return p->want->bytes / b->first_layer[b->count] * b->first_layer[band + 1];
+}
+
+/* The first `bytes` are there: sends the bands that are whole. */
+static void send_bands(void *arg, size_t bytes)
+{
+    struct passage *p = arg;
+    struct samkv_transfer *t = p->a->t;
+    for (; p->sent < p->a->bands->count && bytes >= band_end(p, p->sent); p->sent++) {
+        size_t from = p->sent ? band_end(p, p->sent - 1) : 0, end = band_end(p, p->sent);
+        pthread_mutex_lock(&t->lock);
+        t->device->ops->upload(t->stream, (uint8_t *)samkv_cached_memory(p->want->entry) + from, p->host + from,
+                               end - from);
+        if (--p->a->left[p->sent] == 0)
+            place_band(p->a, p->sent);
+        pthread_mutex_unlock(&t->lock);
+    }
+}
+
+static void bring_one(void *arg, int i)
+{
+    struct ascent *a = arg;
+    struct samkv_transfer *t = a->t;
+    struct slot *slot = &t->slots[(size_t)i % a->slots];
+    struct samkv_record_want *want = &a->wants[a->missing[i]];
+    uint8_t *host = t->ring + (size_t)i % a->slots * a->slot_bytes;
+    struct passage passage = {.a = a, .want = want, .host = host};
+    const struct samkv_fill_watch watch = {a->bands ? send_bands : NULL, &passage};
+    struct samkv_error err = {0};
+    enum samkv_status status = await_slot(t, slot, (size_t)i / a->slots, &err);
+    bool wanted = !status && !has_failed(a);
+    if (wanted)
+        status = a->fill(a->arg, a->missing[i], host, &watch, &err);
+    if (wanted && !status && a->bands)
+        send_bands(&passage, want->bytes);
+    pthread_mutex_lock(&t->lock);
+    if (wanted && !status && !a->bands)
+        t->device->ops->upload(t->stream, samkv_cached_memory(want->entry), host, want->bytes);
+    if (wanted)
+        t->device->ops->record(t->stream, slot->sent);
+    slot->turn++;
+    pthread_cond_broadcast(&t->turned);
+    pthread_mutex_unlock(&t->lock);
+    if (status)
+        record_failure(a, status, &err);
+}
+
+/* Cuts the ring into slots for the largest record. Returns the bytes of all. */
+static enum samkv_status cut_ring(struct ascent *a, size_t *bytes, struct samkv_error *err)
+{
+    struct samkv_transfer *t = a->t;
+    size_t largest = 1;
+    *bytes = 0;
+    for (size_t i = 0; i < a->count; i++) {
+        size_t one = a->wants[a->missing[i]].bytes;
+        largest = one > largest ? one : largest;
+        *bytes += one;
+    }
+    a->slot_bytes = (largest + RECORD_ALIGNMENT - 1) / RECORD_ALIGNMENT * RECORD_ALIGNMENT;
+    if (reserve_ring(t, a->slot_bytes))
+        return samkv_fail(err, SAMKV_NO_MEMORY, "no page-locked memory for a record of %zu MB", largest >> 20);
+    a->slots = t->ring_bytes / a->slot_bytes;
+    a->slots = a->slots > SLOTS ? SLOTS : a->slots;
+    for (int i = 0; i < SLOTS; i++)
+        t->slots[i].turn = 0;
+    return SAMKV_OK;
+}
+
+/* Entries for what is missing, which is noted. */
+static enum samkv_status find_or_make(struct ascent *a, struct samkv_error *err)
+{
+    struct samkv_transfer *t = a->t;
+    for (size_t i = 0; i < a->want_count; i++) {
+        a->wants[i].entry = samkv_device_cache_find(t->cache, &a->wants[i].key);
+        if (!a->wants[i].entry)
+            a->missing[a->count++] = i;
+    }
+    for (size_t i = 0; i < a->count; i++) {
+        struct samkv_record_want *want = &a->wants[a->missing[i]];
+        if (samkv_device_cache_make(t->cache, &want->key, want->bytes, &want->entry))
+            return samkv_fail(err, SAMKV_NO_MEMORY,
+                              "%s has no memory for the documents' blocks: ask for fewer documents or a lower ratio",
+                              t->device->name);
+    }
+    return SAMKV_OK;
+}
+
+/* Each band's runs: where in the records its layers begin. */
+static void cut_runs(struct ascent *a)
+{
+    const struct samkv_bands *b = a->bands;
+    for (size_t i = 0; i < a->want_count; i++) {
+        struct samkv_run *run = &a->placing->runs[i];
+        size_t layer_bytes = a->wants[i].bytes / b->first_layer[b->count];
+        run->src = samkv_cached_memory(a->wants[i].entry);
+        for (int band = 0; band < b->count; band++) {
+            struct samkv_run *part = &a->runs[(size_t)band * a->want_count + i];
+            int32_t first = (int32_t)b->first_layer[band];
+            *part = *run;
+            part->src = (const uint8_t *)run->src + (size_t)first * layer_bytes;
+            part->first_layer = run->first_layer > first ? run->first_layer - first : 0;
+        }
+    }
+}
+
+/* What bands need before the first record comes; what is there already may be in place at once. */
+static enum samkv_status begin_bands(struct ascent *a, struct samkv_error *err)
+{
+    cut_runs(a);
+    enum samkv_status status = upload_placing(a->t, a->placing, a->runs, (size_t)a->bands->count * a->want_count, err);
+    for (int band = 0; band < a->bands->count && !status; band++) {
+        a->left[band] = a->count;
+        if (!a->count)
+            place_band(a, band);
+    }
+    return status;
+}
+
+/* In this transfer's turn. Waits until everything has arrived, also what a failure left under way. */
+static enum samkv_status ascend(struct ascent *a, struct samkv_error *err)
+{
+    struct samkv_transfer *t = a->t;
+    size_t bytes = 0;
+    pthread_mutex_lock(&t->turn);
+    enum samkv_status status = a->count ? cut_ring(a, &bytes, err) : SAMKV_OK;
+    if (!status && a->bands)
+        status = begin_bands(a, err);
+    if (!status && a->count) {
+        samkv_team_run(t->team, (int)a->count, thread_count(bytes), bring_one, a);
+        status = a->status;
+    }
+    if (status && a->bands)
+        samkv_bands_fail(a->bands, status);
+    enum samkv_status synced = t->device->ops->sync(t->stream, status ? NULL : err);
+    pthread_mutex_unlock(&t->turn);
+    return status ? status : synced;
+}
+
+static enum samkv_status bring(struct ascent *a, struct samkv_error *err)
+{
+    for (size_t i = 0; i < a->want_count; i++)
+        a->wants[i].entry = NULL;
+    a->missing = malloc((a->want_count + 1) * sizeof *a->missing);
+    a->runs = a->bands ? malloc(((size_t)a->bands->count * a->want_count + 1) * sizeof *a->runs) : NULL;
+    enum samkv_status status = SAMKV_OK;
+    if (!a->missing || (a->bands && !a->runs))
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    if (!status)
+        status = find_or_make(a, err);
+    if (status && a->bands)
+        samkv_bands_fail(a->bands, status);
+    if (!status && (a->count || a->bands)) {
+        pthread_mutex_init(&a->lock, NULL);
+        status = ascend(a, err);
+        pthread_mutex_destroy(&a->lock);
+    }
+    for (size_t i = 0; i < a->count && !status; i++)
+        samkv_device_cache_publish(a->wants[a->missing[i]].entry);
+    free(a->missing);
+    free(a->runs);
+    return status;
+}
+
+enum samkv_status samkv_transfer_up(struct samkv_transfer *t, struct samkv_record_want *wants, size_t count,
+                                    samkv_fill *fill, void *arg, struct samkv_error *err)
+{
+    struct ascent a = {.t = t, .wants = wants, .want_count = count, .fill = fill, .arg = arg, .err = err};
+    return bring(&a, err);
+}
+
+enum samkv_status samkv_transfer_stream(struct samkv_transfer *t, struct samkv_record_want *wants, size_t count,
+                                        samkv_fill *fill, void *arg, const struct samkv_placing *placing,
+                                        struct samkv_bands *bands, struct samkv_error *err)
+{
+    struct ascent a = {.t = t, .wants = wants, .want_count = count, .fill = fill, .arg = arg, .err = err};
+    a.placing = placing;
+    a.bands = bands;
+    return bring(&a, err);
 }
 
 /* ------------------------------------------------------------------ down */

@@ -13,6 +13,7 @@
 
 #include "proto/status.h"
 #include "kernels/kernels.h"
+#include "daemon/samkv/bands.h"
 #include "daemon/samkv/device_cache.h"
 
 struct samkv_transfer;
@@ -31,23 +32,41 @@ struct samkv_record_want {
     struct samkv_cached *entry; /* out, pinned: the caller unpins it, after a failure too (NULL is possible then) */
 };
 
-/*
- * Brings what the device's cache lacks. fill writes record i's bytes to `host` (64-byte aligned); it is called on
- * several threads. When OK is returned, all bytes are there. The first failure ends it.
- */
-enum samkv_status samkv_transfer_up(struct samkv_transfer *, struct samkv_record_want *, size_t count,
-                                    enum samkv_status (*fill)(void *arg, size_t i, void *host, struct samkv_error *),
+/* Where a filler says that the first `bytes` of its record are written, and will not change. fn may be NULL. */
+struct samkv_fill_watch {
+    void (*fn)(void *arg, size_t bytes);
+    void *arg;
+};
+
+/* Writes record i's bytes to `host` (64-byte aligned); called on several threads. It may tell of its progress. */
+typedef enum samkv_status samkv_fill(void *arg, size_t i, void *host, const struct samkv_fill_watch *,
+                                     struct samkv_error *);
+
+/* Brings what the device's cache lacks. When OK is returned, all bytes are there. The first failure ends it. */
+enum samkv_status samkv_transfer_up(struct samkv_transfer *, struct samkv_record_want *, size_t count, samkv_fill *,
                                     void *arg, struct samkv_error *) SAMKV_MUST_USE;
 
+/* Where wants that are blocks go in a KV cache. */
+struct samkv_placing {
+    struct samkv_run *runs;   /* host, one a want; src is taken from the want's entry */
+    const int32_t *positions; /* host, [rows] */
+    size_t rows;              /* of the cache */
+    const double *inv_freq;   /* on the device */
+    float rope_scale;
+    const struct samkv_place_runs *place; /* shapes, types and the cache's pointers; the rest is filled here */
+};
+
+/* Wants that were brought into the cache. Waits until they are in place. */
+enum samkv_status samkv_transfer_place(struct samkv_transfer *, const struct samkv_record_want *, size_t count,
+                                       const struct samkv_placing *, struct samkv_error *) SAMKV_MUST_USE;
+
 /*
- * Runs of the wants into a KV cache: `runs` and `positions` are host arrays; runs[i].src is taken from wants[i].entry.
- * rows: of the cache; positions [rows]. Waits until they are in place. `place` is a template: shapes, types and the
- * cache's pointers; the rest is filled here.
+ * Both at once, band by band: each band of layers goes into the cache when all records have so much of it. Ends the
+ * bands in every case, and waits as the two do.
  */
-enum samkv_status samkv_transfer_place(struct samkv_transfer *, const struct samkv_record_want *,
-                                       struct samkv_run *runs, size_t count, const int32_t *positions, size_t rows,
-                                       const double *inv_freq_device, float rope_scale,
-                                       const struct samkv_place_runs *place, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_transfer_stream(struct samkv_transfer *, struct samkv_record_want *, size_t count, samkv_fill *,
+                                        void *arg, const struct samkv_placing *, struct samkv_bands *,
+                                        struct samkv_error *) SAMKV_MUST_USE;
 
 /* Device memory → ordinary host memory, through the ring, on several threads. */
 enum samkv_status samkv_transfer_down(struct samkv_transfer *, const void *device_src, void *host_dst, size_t bytes,

@@ -116,6 +116,7 @@ enum samkv_status samkv_lossless_decode(const struct samkv_layout *l, const uint
         else
             c.lanes->join16(c.symbols, c.extra, g.numbers, dst[i]);
         from += g.seven_bytes + g.low_bytes;
+        samkv_scratch_tell(s, i + 1);
     }
     return samkv_coder_complete(&c) ? SAMKV_OK : SAMKV_CORRUPT;
 }

@@ -189,8 +189,8 @@ static void spread_steps(const struct geometry *g, bool is_k, size_t token, cons
         steps[c] = samkv_scale_step(scales[token * of_token + c / V_CHANNELS]);
 }
 
-static bool decode_pieces(const struct geometry *g, struct samkv_coder *levels, const uint16_t *scales,
-                          const uint8_t *exact, size_t exact_bytes, void *const *dst)
+static bool decode_pieces(const struct geometry *g, const struct samkv_scratch *s, struct samkv_coder *levels,
+                          const uint16_t *scales, const uint8_t *exact, size_t exact_bytes, void *const *dst)
 {
     float *steps = (float *)levels->extra, *x = steps + g->channels;
     for (size_t i = 0; i < g->pieces; i++) {
@@ -204,6 +204,7 @@ static bool decode_pieces(const struct geometry *g, struct samkv_coder *levels, 
         if (!get_exact(g, is_k, scales, &exact, &exact_bytes, dst[i]))
             return false;
         scales += is_k ? g->k_scales : g->v_scales;
+        samkv_scratch_tell(s, i + 1);
     }
     return exact_bytes == 0 && samkv_coder_complete(levels);
 }
@@ -234,5 +235,5 @@ enum samkv_status samkv_quantised_decode(const struct samkv_layout *l, const uin
     samkv_coder_piece(&scales, 0);
     if (!samkv_coder_complete(&scales) || !samkv_coder_open(&levels, f.from, f.left))
         return SAMKV_CORRUPT;
-    return decode_pieces(&g, &levels, scales.symbols, exact, exact_bytes, dst) ? SAMKV_OK : SAMKV_CORRUPT;
+    return decode_pieces(&g, s, &levels, scales.symbols, exact, exact_bytes, dst) ? SAMKV_OK : SAMKV_CORRUPT;
 }

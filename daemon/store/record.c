@@ -87,6 +87,14 @@ enum samkv_status samkv_record_decode(struct samkv_bytes value, enum samkv_recor
                                       const struct samkv_layout *layout, struct samkv_scratch_pool *pool,
                                       void *const *dst)
 {
+    return samkv_record_decode_watched(value, kind, key, layout, pool, dst, NULL);
+}
+
+enum samkv_status samkv_record_decode_watched(struct samkv_bytes value, enum samkv_record_kind kind,
+                                              struct samkv_bytes key, const struct samkv_layout *layout,
+                                              struct samkv_scratch_pool *pool, void *const *dst,
+                                              const struct samkv_decode_watch *watch)
+{
     struct samkv_record r;
     enum samkv_status st = samkv_record_open(value, kind, key, &r);
     if (st != SAMKV_OK)
@@ -96,7 +104,9 @@ enum samkv_status samkv_record_decode(struct samkv_bytes value, enum samkv_recor
     struct samkv_scratch *scratch = samkv_scratch_take(pool);
     if (!scratch)
         return SAMKV_NO_MEMORY;
+    scratch->watch = watch;
     st = samkv_codec_decode(r.codec, layout, r.payload, r.payload_bytes, scratch, dst);
+    scratch->watch = NULL;
     samkv_scratch_give(pool, scratch);
     return st;
 }

@@ -60,3 +60,7 @@ enum samkv_status samkv_record_encode(enum samkv_record_kind, struct samkv_bytes
 enum samkv_status samkv_record_decode(struct samkv_bytes value, enum samkv_record_kind, struct samkv_bytes key,
                                       const struct samkv_layout *, struct samkv_scratch_pool *,
                                       void *const *dst) SAMKV_MUST_USE;
+/* The same, telling what is in place already; what it told of may turn out to be CORRUPT at the end. */
+enum samkv_status samkv_record_decode_watched(struct samkv_bytes value, enum samkv_record_kind, struct samkv_bytes key,
+                                              const struct samkv_layout *, struct samkv_scratch_pool *,
+                                              void *const *dst, const struct samkv_decode_watch *) SAMKV_MUST_USE;

@@ -12,8 +12,16 @@
 
 #define SAMKV_SCRATCH_BUFFERS 2
 
+/* Who wants to use the first pieces of a record while later ones are decoded. fn is called on the decoding thread, with
+ * a number that grows: pieces [0, pieces) are in place. Codecs that have all pieces at once never call it. */
+struct samkv_decode_watch {
+    void (*fn)(void *arg, size_t pieces);
+    void *arg;
+};
+
 struct samkv_scratch {
-    const struct samkv_lanes *lanes; /* the processor's best; a test may take another */
+    const struct samkv_lanes *lanes;        /* the processor's best; a test may take another */
+    const struct samkv_decode_watch *watch; /* of the decode under way; NULL: none */
     ZSTD_CCtx *compress;
     ZSTD_DCtx *decompress;
     uint8_t *buffer[SAMKV_SCRATCH_BUFFERS];
@@ -37,3 +45,10 @@ void samkv_scratch_give(struct samkv_scratch_pool *, struct samkv_scratch *); /*
 /* At least `bytes` of memory in buffer `which`, valid until the next call for it; NULL: no memory. Contents are
  * undefined. */
 uint8_t *samkv_scratch_buffer(struct samkv_scratch *, int which, size_t bytes);
+
+/* A decoder's: pieces [0, pieces) are in place. */
+static inline void samkv_scratch_tell(const struct samkv_scratch *s, size_t pieces)
+{
+    if (s->watch)
+        s->watch->fn(s->watch->arg, pieces);
+}

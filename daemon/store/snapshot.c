@@ -298,7 +298,7 @@ enum samkv_status samkv_snapshot_manifest(struct samkv_snapshot *snapshot, const
 /* Reads and decodes one record of a document to `dst`. A record that is not there is damage, not a miss. */
 static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_db db, enum samkv_record_kind kind,
                                    struct samkv_bytes key, const struct samkv_layout *layout, void *const *dst,
-                                   const char *what, struct samkv_error *err)
+                                   const struct samkv_decode_watch *watch, const char *what, struct samkv_error *err)
 {
     struct samkv_store *s = snapshot->store;
     struct samkv_held held = {0};
@@ -308,7 +308,7 @@ static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_d
     if (st == SAMKV_OK) {
         if (kind != SAMKV_RECORD_TOKENS)
             atomic_fetch_add_explicit(&snapshot->bytes_read, held.bytes.size, memory_order_relaxed);
-        st = samkv_record_decode(held.bytes, kind, key, layout, &s->scratch, dst);
+        st = samkv_record_decode_watched(held.bytes, kind, key, layout, &s->scratch, dst, watch);
         if (st == SAMKV_CORRUPT)
             atomic_fetch_add(&s->damaged, 1);
         if (st == SAMKV_CORRUPT)
@@ -323,7 +323,8 @@ static enum samkv_status read_part(struct samkv_snapshot *snapshot, enum samkv_d
 /* read_part for a block or index record, from memory when it is there. */
 static enum samkv_status read_kept_part(struct samkv_snapshot *snapshot, enum samkv_db db, enum samkv_record_kind kind,
                                         const struct samkv_key *document, uint32_t number,
-                                        const struct samkv_layout *layout, void *const *dst, const char *what,
+                                        const struct samkv_layout *layout, void *const *dst,
+                                        const struct samkv_decode_watch *watch, const char *what,
                                         struct samkv_error *err)
 {
     struct samkv_host_cache *cache = snapshot->host_cache;
@@ -332,7 +333,7 @@ static enum samkv_status read_kept_part(struct samkv_snapshot *snapshot, enum sa
         return SAMKV_OK;
     uint8_t buffer[SAMKV_PART_KEY_BYTES];
     enum samkv_status st =
-        read_part(snapshot, db, kind, samkv_part_key(document, number, buffer), layout, dst, what, err);
+        read_part(snapshot, db, kind, samkv_part_key(document, number, buffer), layout, dst, watch, what, err);
     if (st == SAMKV_OK && cache)
         samkv_host_cache_add(cache, snapshot->epoch, &key, layout, dst);
     return st;
@@ -349,7 +350,7 @@ enum samkv_status samkv_snapshot_tokens(struct samkv_snapshot *snapshot, const s
         return samkv_fail(err, SAMKV_INVALID, "the document has %u tokens, not %zu", m.tokens, count);
     struct samkv_layout layout = samkv_tokens_layout(&m);
     void *dst[1] = {out};
-    return read_part(snapshot, SAMKV_DB_TOKENS, SAMKV_RECORD_TOKENS, samkv_key_bytes(key), &layout, dst,
+    return read_part(snapshot, SAMKV_DB_TOKENS, SAMKV_RECORD_TOKENS, samkv_key_bytes(key), &layout, dst, NULL,
                      "the token list", err);
 }
 
@@ -364,11 +365,19 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *snapshot, const st
         return samkv_fail(err, SAMKV_INVALID, "layer %u of %u with %zu numbers is no index of this document", layer,
                           m->shape.layers, count);
     void *dst[1] = {out};
-    return read_kept_part(snapshot, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, &m->key, layer, &layout, dst, "the index", err);
+    return read_kept_part(snapshot, SAMKV_DB_INDEX, SAMKV_RECORD_INDEX, &m->key, layer, &layout, dst, NULL, "the index",
+                          err);
 }
 
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *snapshot, const struct samkv_manifest *m, uint32_t block,
                                        void *const *dst, struct samkv_error *err)
+{
+    return samkv_snapshot_block_watched(snapshot, m, block, dst, NULL, err);
+}
+
+enum samkv_status samkv_snapshot_block_watched(struct samkv_snapshot *snapshot, const struct samkv_manifest *m,
+                                               uint32_t block, void *const *dst, const struct samkv_decode_watch *watch,
+                                               struct samkv_error *err)
 {
     enum samkv_status st = samkv_manifest_check(m, err);
     if (st != SAMKV_OK)
@@ -376,5 +385,6 @@ enum samkv_status samkv_snapshot_block(struct samkv_snapshot *snapshot, const st
     if (block >= m->blocks)
         return samkv_fail(err, SAMKV_INVALID, "the document has %u blocks, no block %u", m->blocks, block);
     struct samkv_layout layout = samkv_block_layout(m, block);
-    return read_kept_part(snapshot, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, &m->key, block, &layout, dst, "a block", err);
+    return read_kept_part(snapshot, SAMKV_DB_BLOCK, SAMKV_RECORD_BLOCK, &m->key, block, &layout, dst, watch, "a block",
+                          err);
 }

@@ -194,6 +194,12 @@ enum samkv_status samkv_snapshot_index(struct samkv_snapshot *, const struct sam
 enum samkv_status samkv_snapshot_block(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
                                        void *const *dst, struct samkv_error *) SAMKV_MUST_USE;
 
+/* The same, telling which pieces are in place already (scratch.h); the record may turn out to be damaged at its end. */
+struct samkv_decode_watch;
+enum samkv_status samkv_snapshot_block_watched(struct samkv_snapshot *, const struct samkv_manifest *, uint32_t block,
+                                               void *const *dst, const struct samkv_decode_watch *,
+                                               struct samkv_error *) SAMKV_MUST_USE;
+
 /* Calls back for every name of a collection that has not expired, in order of id, from the first one > after ("" for
  * all), until fn returns false. Names whose records are damaged are left out. */
 enum samkv_status samkv_snapshot_each_name(struct samkv_snapshot *, const char *collection, const char *after,

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/samkv/transfer.h"
 
@@ -88,9 +89,11 @@ struct call {
     atomic_uint misaligned;
 };
 
-static enum samkv_status fill(void *arg, size_t i, void *host, struct samkv_error *err)
+static enum samkv_status fill(void *arg, size_t i, void *host, const struct samkv_fill_watch *watch,
+                              struct samkv_error *err)
 {
     struct call *c = arg;
+    (void)watch;
     atomic_fetch_add(&c->called[i], 1);
     atomic_fetch_add(&c->misaligned, (uintptr_t)host % 64 != 0);
     if (i == c->failing)
@@ -352,19 +355,19 @@ END_TEST
 
 /* ------------------------------------------------------------------ into a KV cache */
 
-enum { LAYERS = 3, KV_HEADS = 2, HEAD_DIM = 6, BLOCK = 5, RECORDS = 3, ROWS = 16 };
+enum { LAYERS = 14, KV_HEADS = 2, HEAD_DIM = 6, BLOCK = 5, RECORDS = 3, ROWS = 16 };
 enum { WIDTH = KV_HEADS * HEAD_DIM, CACHE = LAYERS * ROWS * WIDTH };
 
 static const float untouched = 1234.5f, rope_scale = 1.25f;
 static const double inv_freq[HEAD_DIM / 2] = {1.0, 0.1, 0.01};
-static const int first_row[RECORDS] = {0, ROWS - BLOCK, 5}, first_layer[RECORDS] = {0, 2, LAYERS};
+static const int first_row[RECORDS] = {0, ROWS - BLOCK, 5}, first_layer[RECORDS] = {0, 6, LAYERS};
 
 /* A record is [layers][K, V][tokens][width]. */
-static enum samkv_status fill_floats(void *arg, size_t i, void *host, struct samkv_error *err)
+static enum samkv_status fill_floats(void *arg, size_t i, void *host, const struct samkv_fill_watch *watch,
+                                     struct samkv_error *err)
 {
     float *out = host;
-    (void)arg;
-    (void)err;
+    (void)arg, (void)watch, (void)err;
     for (int j = 0; j < LAYERS * 2 * BLOCK * WIDTH; j++)
         out[j] = (float)((j * 37 + (int)i * 101) % 97) / 97 - 0.5f;
     return SAMKV_OK;
@@ -426,7 +429,7 @@ static void expect_cache(const float *k, const float *v)
                 ck_assert(k[at] == untouched && k[at + WIDTH - 1] == untouched && v[at] == untouched);
                 continue;
             }
-            ck_assert_int_eq(fill_floats(NULL, (size_t)i, record, NULL), SAMKV_OK);
+            ck_assert_int_eq(fill_floats(NULL, (size_t)i, record, NULL, NULL), SAMKV_OK);
             expect_row(k + at, v + at, record, layer, row - first_row[i], position_of(row));
         }
     }
@@ -442,37 +445,200 @@ static void bring_records(struct samkv_record_want *wants, struct samkv_run *run
     ck_assert_int_eq(samkv_transfer_up(transfer, wants, RECORDS, fill_floats, NULL, NULL), SAMKV_OK);
 }
 
-START_TEST(runs_are_placed)
-{
-    struct samkv_record_want wants[RECORDS];
+/* A cache full of `untouched` and where the records above go in it. */
+struct target {
     struct samkv_run runs[RECORDS];
     int32_t positions[ROWS];
     float k[CACHE], v[CACHE];
+    struct samkv_place_runs place;
+    struct samkv_placing placing;
+};
+
+static void target_init(struct target *t)
+{
     for (int i = 0; i < CACHE; i++)
-        k[i] = untouched;
+        t->k[i] = t->v[i] = untouched;
     for (int i = 0; i < ROWS; i++)
-        positions[i] = position_of(i);
-    void *frequencies = to_device(inv_freq, sizeof inv_freq);
-    const struct samkv_place_runs place = {.src_dtype = SAMKV_F32,
-                                           .k_cache = to_device(k, sizeof k),
-                                           .v_cache = to_device(k, sizeof k),
-                                           .layer_stride_bytes = ROWS * WIDTH * sizeof(float),
-                                           .layers = LAYERS,
-                                           .kv_heads = KV_HEADS,
-                                           .head_dim = HEAD_DIM};
-    bring_records(wants, runs);
+        t->positions[i] = position_of(i);
+    t->place = (struct samkv_place_runs){.src_dtype = SAMKV_F32,
+                                         .k_cache = to_device(t->k, sizeof t->k),
+                                         .v_cache = to_device(t->v, sizeof t->v),
+                                         .layer_stride_bytes = ROWS * WIDTH * sizeof(float),
+                                         .layers = LAYERS,
+                                         .kv_heads = KV_HEADS,
+                                         .head_dim = HEAD_DIM};
+    t->placing = (struct samkv_placing){.runs = t->runs,
+                                        .positions = t->positions,
+                                        .rows = ROWS,
+                                        .inv_freq = to_device(inv_freq, sizeof inv_freq),
+                                        .rope_scale = rope_scale,
+                                        .place = &t->place};
+}
+
+static void target_deinit(struct target *t)
+{
+    device->ops->release(device, (void *)t->placing.inv_freq);
+    device->ops->release(device, t->place.k_cache);
+    device->ops->release(device, t->place.v_cache);
+}
+
+START_TEST(runs_are_placed)
+{
+    static struct target t;
+    struct samkv_record_want wants[RECORDS];
+    target_init(&t);
+    bring_records(wants, t.runs);
     for (size_t count = 0; count <= RECORDS; count += RECORDS) /* none is allowed */
-        ck_assert_int_eq(
-            samkv_transfer_place(transfer, wants, runs, count, positions, ROWS, frequencies, rope_scale, &place, NULL),
-            SAMKV_OK);
-    ck_assert_int_eq(samkv_transfer_down(transfer, place.k_cache, k, sizeof k, NULL), SAMKV_OK);
-    ck_assert_int_eq(samkv_transfer_down(transfer, place.v_cache, v, sizeof v, NULL), SAMKV_OK);
-    expect_cache(k, v);
+        ck_assert_int_eq(samkv_transfer_place(transfer, wants, count, &t.placing, NULL), SAMKV_OK);
+    ck_assert_int_eq(samkv_transfer_down(transfer, t.place.k_cache, t.k, sizeof t.k, NULL), SAMKV_OK);
+    ck_assert_int_eq(samkv_transfer_down(transfer, t.place.v_cache, t.v, sizeof t.v, NULL), SAMKV_OK);
+    expect_cache(t.k, t.v);
     for (int i = 0; i < RECORDS; i++)
         samkv_device_cache_unpin(wants[i].entry);
-    device->ops->release(device, frequencies);
-    device->ops->release(device, place.k_cache);
-    device->ops->release(device, place.v_cache);
+    target_deinit(&t);
+}
+END_TEST
+
+/* ------------------------------------------------------------------ in bands */
+
+/* Who reads the cache layer by layer, from the first band on, in a thread and a stream of its own. */
+struct reader {
+    struct target *target;
+    struct samkv_bands bands;
+    pthread_t thread;
+    int begun;
+    enum samkv_status status;
+    uint32_t layers; /* that it got */
+    float k[CACHE], v[CACHE];
+};
+
+static void *read_layers(void *arg)
+{
+    struct reader *r = arg;
+    const struct samkv_place_runs *place = &r->target->place;
+    struct samkv_stream *stream;
+    ck_assert_int_eq(device->ops->stream_new(device, &stream), SAMKV_OK);
+    while (r->layers < LAYERS && !(r->status = samkv_bands_await(&r->bands, stream, r->layers, NULL))) {
+        size_t at = r->layers * place->layer_stride_bytes;
+        device->ops->download(stream, (uint8_t *)r->k + at, (uint8_t *)place->k_cache + at, place->layer_stride_bytes);
+        device->ops->download(stream, (uint8_t *)r->v + at, (uint8_t *)place->v_cache + at, place->layer_stride_bytes);
+        r->layers++;
+    }
+    ck_assert_int_eq(device->ops->sync(stream, NULL), SAMKV_OK);
+    device->ops->stream_free(stream);
+    return NULL;
+}
+
+static void begin_reading(void *arg)
+{
+    struct reader *r = arg;
+    ck_assert_int_eq(r->begun++, 0);
+    ck_assert_int_eq(pthread_create(&r->thread, NULL, read_layers, r), 0);
+}
+
+enum telling { TELLS_NOTHING, TELLS_PIECES, TELLS_AND_WAITS, FAILS_LATE, FAILS_AT_ONCE };
+
+/* Writes a layer after the other; what is not written yet is garbage. */
+static enum samkv_status fill_layers(void *arg, size_t i, void *host, const struct samkv_fill_watch *watch,
+                                     struct samkv_error *err)
+{
+    enum telling how = *(enum telling *)arg;
+    size_t layer_bytes = 2 * BLOCK * WIDTH * sizeof(float);
+    float record[LAYERS * 2 * BLOCK * WIDTH];
+    ck_assert_int_eq(fill_floats(NULL, i, record, NULL, NULL), SAMKV_OK);
+    memset(host, 0x7f, sizeof record);
+    if (how == FAILS_AT_ONCE)
+        return samkv_fail(err, SAMKV_CORRUPT, "record %zu is damaged", i);
+    for (size_t layer = 0; layer < LAYERS; layer++) {
+        if (how == TELLS_AND_WAITS)
+            usleep(300 * (unsigned)(i + 1));
+        memcpy((uint8_t *)host + layer * layer_bytes, (uint8_t *)record + layer * layer_bytes, layer_bytes);
+        if (how == FAILS_LATE && layer == LAYERS - 2 && i == 1)
+            return samkv_fail(err, SAMKV_CORRUPT, "record %zu is damaged", i);
+        if (how != TELLS_NOTHING)
+            watch->fn(watch->arg, (layer + 1) * layer_bytes - (i == 2 ? 1 : 0)); /* an odd place is no whole layer */
+    }
+    return SAMKV_OK;
+}
+
+static void stream_records(struct reader *r, enum telling how, bool one_is_there)
+{
+    struct samkv_record_want wants[RECORDS];
+    struct samkv_error err = {0};
+    *r = (struct reader){.target = r->target};
+    target_init(r->target);
+    bring_records(wants, r->target->runs);
+    for (int i = 0; i < RECORDS; i++)
+        samkv_device_cache_unpin(wants[i].entry);
+    samkv_device_cache_trim(samkv_transfer_cache(transfer));
+    if (one_is_there) {
+        ck_assert_int_eq(samkv_transfer_up(transfer, wants, 1, fill_floats, NULL, NULL), SAMKV_OK);
+        samkv_device_cache_unpin(wants[0].entry);
+    }
+    ck_assert_int_eq(samkv_bands_init(&r->bands, device, LAYERS, 2 * WIDTH * sizeof(float), begin_reading, r, &err),
+                     SAMKV_OK);
+    ck_assert_int_eq(r->bands.count, 3);
+    bool fails = how >= FAILS_LATE;
+    ck_assert_int_eq(
+        samkv_transfer_stream(transfer, wants, RECORDS, fill_layers, &how, &r->target->placing, &r->bands, &err),
+        fails ? SAMKV_CORRUPT : SAMKV_OK);
+    ck_assert_int_ge(r->begun, fails ? 0 : 1); /* a failure may come before the others have their first band */
+    ck_assert_int_le(r->begun, how == FAILS_AT_ONCE ? 0 : 1);
+    if (r->begun)
+        pthread_join(r->thread, NULL);
+    ck_assert_int_eq(r->status, r->begun && fails ? SAMKV_CORRUPT : SAMKV_OK);
+    for (int i = 0; i < RECORDS; i++)
+        samkv_device_cache_unpin(wants[i].entry);
+    ck_assert_uint_eq(stats().entries, fails ? one_is_there : RECORDS); /* what failed is nobody's to find */
+    samkv_bands_deinit(&r->bands, device);
+    target_deinit(r->target);
+}
+
+START_TEST(in_bands)
+{
+    static struct target target;
+    static struct reader r;
+    r.target = &target;
+    for (int round = 0; round < 10; round++) {
+        stream_records(&r, (enum telling)_i, round % 2);
+        if (_i >= FAILS_LATE)
+            ck_assert_uint_lt(r.layers, LAYERS);
+        else
+            expect_cache(r.k, r.v);
+    }
+}
+END_TEST
+
+/* Everything is in the device's cache: all bands at once. And nothing at all: the bands come all the same. */
+START_TEST(in_bands_without_anything_to_bring)
+{
+    static struct target target;
+    static struct reader r;
+    struct samkv_record_want wants[RECORDS];
+    enum telling how = FAILS_AT_ONCE;
+    for (size_t count = 0; count <= RECORDS; count += RECORDS) {
+        r = (struct reader){.target = &target};
+        target_init(&target);
+        bring_records(wants, target.runs);
+        ck_assert_int_eq(samkv_bands_init(&r.bands, device, LAYERS, 2 * WIDTH * sizeof(float), begin_reading, &r, NULL),
+                         SAMKV_OK);
+        struct samkv_record_want again[RECORDS];
+        memcpy(again, wants, sizeof again);
+        ck_assert_int_eq(
+            samkv_transfer_stream(transfer, again, count, fill_layers, &how, &target.placing, &r.bands, NULL),
+            SAMKV_OK);
+        ck_assert_int_eq(r.begun, 1);
+        pthread_join(r.thread, NULL);
+        ck_assert_int_eq(r.status, SAMKV_OK);
+        if (count)
+            expect_cache(r.k, r.v);
+        for (size_t i = 0; i < RECORDS; i++) {
+            samkv_device_cache_unpin(wants[i].entry);
+            samkv_device_cache_unpin(i < count ? again[i].entry : NULL);
+        }
+        samkv_bands_deinit(&r.bands, device);
+        target_deinit(&target);
+    }
 }
 END_TEST
 
@@ -532,6 +698,8 @@ int main(void)
     tcase_add_test(tc, a_failure_ends_it_early_or_late);
     tcase_add_test(tc, many_threads);
     tcase_add_test(tc, runs_are_placed);
+    tcase_add_loop_test(tc, in_bands, TELLS_NOTHING, FAILS_AT_ONCE + 1);
+    tcase_add_test(tc, in_bands_without_anything_to_bring);
     tcase_add_test(tc, down);
     tcase_add_test(tc, a_failing_device);
     suite_add_tcase(suite, tc);
