@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Makes a store for bench_codec: real text through a model, K and V as the daemon stores them.
 
-    codec_store.py MODEL STORE FILE.jsonl.. [--bin DIR] [--tokens N] [--seed N] [--dtype bf16]
+    codec_store.py MODEL STORE FILE.jsonl.. [--bin DIR] [--device cpu] [--tokens N] [--seed N]
+                   [--dtype bf16]
 
 Takes lines of the files in an order that --seed gives, either {"id", "text"} or {"id", "documents": [{"text"}, ..]},
 until some N tokens are in STORE's collection `default`; ids begin with the file's name. A store that is there is added to. Then:
@@ -16,7 +17,7 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 from harness import BIN, Daemon  # noqa: E402
 
-BATCH = 50
+BATCH = 200
 CHUNK_TOKENS = 4096
 
 
@@ -38,12 +39,13 @@ def main():
     parser.add_argument("store", type=pathlib.Path)
     parser.add_argument("files", type=pathlib.Path, nargs="+")
     parser.add_argument("--bin", type=pathlib.Path, default=BIN)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--tokens", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--dtype", default="bf16")
     args = parser.parse_args()
     documents = read_documents(args.files, args.seed)
-    daemon = Daemon({"m": args.model}, dtype=args.dtype, binaries=args.bin)
+    daemon = Daemon({"m": args.model}, dtype=args.dtype, binaries=args.bin, device=args.device)
     daemon.store = args.store.resolve()
     with daemon:
         tokens = 0

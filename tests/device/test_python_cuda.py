@@ -3,7 +3,8 @@
 
 usage: SAMKV_BIN=FOLDER LD_LIBRARY_PATH=FOLDER SAMKV_LIBRARY=FOLDER/libsamkv.so.1 test_python_cuda.py
 FOLDER: samkvd and samkvctl with samkv_cuda.so and their libraries (target device_bundle). Needs PyTorch with CUDA and
-transformers. The models are tiny, with random weights; in float32 the same kernels' rounding is all that differs.
+transformers. The models are tiny, with random weights. A GPU computes in bf16 or f16, whatever is stored, so logits
+differ from PyTorch's by rounding, and greedy answers part where two tokens are as likely.
 """
 import gc
 import pathlib
@@ -25,8 +26,8 @@ from samkv import transformers as hf    # noqa: E402
 
 FAMILIES = sorted(models.FAMILIES)
 QUESTION, ANSWER_TOKENS, DOCUMENTS = "Who did what, and why?", 16, ["a", "b", "c"]
-# (dtype, relative bound of logits): float32 products may be no TF32 on either side, so rounding is all that differs.
-TYPES = (("f32", 2e-4), ("bf16", 6e-2))
+# (dtype, relative bound of logits): some roundings of 2^-9 and 2^-12 through four layers.
+TYPES = (("bf16", 6e-2), ("f16", 1e-2))
 FETCHES = ({"ratio": 0.4}, {"ratio": 0.4, "positions": "compact"}, {"ratio": 0.4, "update": "cosine"},
            {"ratio": 1.0, "selection": "fixed"})
 
@@ -39,7 +40,7 @@ class OnTheDevice(unittest.TestCase):
         cls.addClassCleanup(folder.cleanup)
         cls.daemons, cls.clients, cls.models = {}, {}, {}
         for dtype, _ in TYPES:
-            kind = {"f32": "F32", "bf16": "BF16"}[dtype]
+            kind = dtype.upper()
             paths = {f: models.make_model("%s/%s-%s" % (folder.name, f, dtype), f, dtype=kind) for f in FAMILIES}
             for path in paths.values():
                 models.ascii_tokenizer(path)
@@ -53,17 +54,17 @@ class OnTheDevice(unittest.TestCase):
                                   preamble=[7, 9], block_tokens=8, init_tokens=8, local_tokens=8)
             for family in FAMILIES:
                 cls.models[family, dtype] = transformers.AutoModelForCausalLM.from_pretrained(
-                    paths[family], dtype=getattr(torch, {"f32": "float32", "bf16": "bfloat16"}[dtype])).to("cuda")
+                    paths[family], dtype=getattr(torch, {"f16": "float16", "bf16": "bfloat16"}[dtype])).to("cuda")
 
-    def every_case(self):
+    def every_case(self, check):
         for dtype, bound in TYPES:
             for family in FAMILIES:
                 for options in FETCHES:
                     with self.subTest(dtype=dtype, family=family, **options):
-                        yield dtype, bound, family, dict(options, collection=family)
+                        check(dtype, bound, family, dict(options, collection=family))
 
     def test_same_bytes_as_on_the_host(self):
-        for dtype, _, _, options in self.every_case():
+        def check(dtype, _, family, options):
             client = self.clients[dtype]
             there = client.fetch(DOCUMENTS, QUESTION, placement="device", **options)
             here = client.fetch(DOCUMENTS, QUESTION, **options)
@@ -73,9 +74,10 @@ class OnTheDevice(unittest.TestCase):
             self.assertEqual(a.k.data_ptr(), there.k.address)   # a view, no copy
             self.assertTrue(torch.equal(a.k.cpu(), b.k) and torch.equal(a.v.cpu(), b.v))
             np.testing.assert_array_equal(there.position, here.position)
+        self.every_case(check)
 
     def test_logits(self):
-        for dtype, bound, family, options in self.every_case():
+        def check(dtype, bound, family, options):
             client, model = self.clients[dtype], self.models[family, dtype]
             cache = client.fetch(DOCUMENTS, QUESTION, placement="device", **options)
             whole = client.fetch(DOCUMENTS, QUESTION, placement="device", with_query=True, **options)
@@ -83,23 +85,24 @@ class OnTheDevice(unittest.TestCase):
             with torch.no_grad():
                 logits = model(**hf.forward_inputs(model, cache, query)).logits[0, -1].float().cpu().numpy()
             self.assertLessEqual(cases.relative_error(logits, whole.logits), bound)
+        self.every_case(check)
 
-    def test_generate_as_ask(self):
-        for family in FAMILIES:
-            for options in FETCHES:
-                with self.subTest(family=family, **options):
-                    client, model = self.clients["f32"], self.models[family, "f32"]
-                    options = dict(options, collection=family)
-                    cache = client.fetch(DOCUMENTS, QUESTION, placement="device", **options)
-                    if not hf.continues_positions(model) and cache.next_position != cache.rows:
-                        continue    # refused: test_transformers has that
-                    whole = client.fetch(DOCUMENTS, QUESTION, with_query=True, **options)
-                    query = torch.tensor(whole.tokens[whole.doc == -2].astype(np.int64), device="cuda")
-                    got = model.generate(**hf.generation_inputs(model, cache, query), max_new_tokens=ANSWER_TOKENS,
-                                         do_sample=False, pad_token_id=0)[0].tolist()[cache.rows + len(query):]
-                    got = got[:-1] if got[-1] == 2 else got
-                    said = client.ask(DOCUMENTS, QUESTION, raw=True, max_tokens=ANSWER_TOKENS, **options)
-                    self.assertEqual((models.ascii_text(got), len(got)), (said.text, said.answer_tokens))
+    def test_generate(self):
+        """generate goes on from the device's cache, with the token that the daemon's logits choose, or one as good."""
+        def check(dtype, bound, family, options):
+            client, model = self.clients[dtype], self.models[family, dtype]
+            cache = client.fetch(DOCUMENTS, QUESTION, placement="device", **options)
+            if not hf.continues_positions(model) and cache.next_position != cache.rows:
+                return      # refused: test_transformers has that
+            whole = client.fetch(DOCUMENTS, QUESTION, with_query=True, **options)
+            query = torch.tensor(whole.tokens[whole.doc == -2].astype(np.int64), device="cuda")
+            got = model.generate(**hf.generation_inputs(model, cache, query), max_new_tokens=ANSWER_TOKENS,
+                                 min_new_tokens=ANSWER_TOKENS, do_sample=False, pad_token_id=0)[0].tolist()
+            self.assertEqual(got[:cache.rows], cache.tokens.tolist())
+            self.assertEqual(len(got), cache.rows + len(query) + ANSWER_TOKENS)
+            best, first = float(whole.logits.max()), got[cache.rows + len(query)]
+            self.assertGreaterEqual(float(whole.logits[first]), best - bound * float(np.abs(whole.logits).max()))
+        self.every_case(check)
 
     def test_memory_lives_as_long_as_a_tensor_and_no_longer(self):
         client = self.clients["bf16"]
