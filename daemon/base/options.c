@@ -276,7 +276,10 @@ static bool go_on(struct ini_reading *r)
     return true;
 }
 
-/* Refuses what would not fit libinih's line buffer: it would take the rest for a line of its own. */
+/*
+ * Refuses what would not fit libinih's line buffer: it would take the rest for a line of its own. Drops what stands
+ * before the first word: libinih would take an indented option for more of the value above it.
+ */
 static char *read_line(char *out, int size, void *arg)
 {
     struct ini_reading *r = arg;
@@ -288,6 +291,8 @@ static char *read_line(char *out, int size, void *arg)
             samkv_fail(r->err, SAMKV_INVALID, "%s:%d: line is longer than %d bytes", r->path, r->line, size - 2);
         return NULL;
     }
+    size_t blank = strspn(out, " \t\v\f\r");
+    memmove(out, out + blank, strlen(out + blank) + 1);
     return out;
 }
 
@@ -302,7 +307,9 @@ static int on_pair(void *arg, const char *section, const char *key, const char *
         if (!option->section || strcmp(option->section, section) != 0)
             continue;
         snprintf(item, sizeof item, "%s=%s", key, value);
-        r->status = set(o, option, SOURCE_FILE, item, label, r->err);
+        r->status =
+            *key ? set(o, option, SOURCE_FILE, item, label, r->err)
+                 : samkv_fail(r->err, SAMKV_INVALID, "%s:%d: no name stands before '%.100s'", r->path, r->line, value);
         return go_on(r);
     }
     const struct samkv_option *option = find(o, key, strlen(key));
@@ -355,18 +362,24 @@ enum samkv_status samkv_options_file_check(struct samkv_options *o, const char *
     return read_file(&reading, err);
 }
 
+/* Behind the equals sign. A value that begins with ';' stands right at it: behind a space it would be a comment. */
+static void dump_text(const char *value, FILE *out)
+{
+    fprintf(out, "%s%s", *value == ';' ? "" : " ", value);
+}
+
 static void dump_value(const struct samkv_options *o, const struct samkv_option *option, FILE *out)
 {
     switch (option->kind) {
     case SAMKV_OPTION_INTEGER:
     case SAMKV_OPTION_BYTES:
-        fprintf(out, "%lld", (long long)*FIELD(o, option, int64_t));
+        fprintf(out, " %lld", (long long)*FIELD(o, option, int64_t));
         break;
     case SAMKV_OPTION_CHOICE:
-        fputs(option->choices[*FIELD(o, option, int)], out);
+        dump_text(option->choices[*FIELD(o, option, int)], out);
         break;
     case SAMKV_OPTION_TEXT:
-        fputs(*FIELD(o, option, char *), out);
+        dump_text(*FIELD(o, option, char *), out);
         break;
     case SAMKV_OPTION_LIST:
     case SAMKV_OPTION_FLAG:
@@ -377,12 +390,16 @@ static void dump_value(const struct samkv_options *o, const struct samkv_option 
 /* A list item "key=value" as the line that gives it; without a key, its place in the list is one. */
 static void dump_list(const struct samkv_list *list, FILE *out)
 {
-    for (size_t i = 0; i < list->count; i++)
-        if (strchr(list->items[i], '='))
-            fprintf(out, "%.*s = %s\n", (int)strcspn(list->items[i], "="), list->items[i],
-                    strchr(list->items[i], '=') + 1);
-        else
-            fprintf(out, "; (no name) %s\n", list->items[i]);
+    for (size_t i = 0; i < list->count; i++) {
+        const char *item = list->items[i], *equals = strchr(item, '=');
+        if (equals && equals > item) {
+            fprintf(out, "%.*s =", (int)(equals - item), item);
+            dump_text(equals + 1, out);
+            fputc('\n', out);
+        } else {
+            fprintf(out, "; (no name) %s\n", item);
+        }
+    }
 }
 
 void samkv_options_dump(const struct samkv_options *o, const char *section, FILE *out)
@@ -397,8 +414,8 @@ void samkv_options_dump(const struct samkv_options *o, const char *section, FILE
         if (option->kind == SAMKV_OPTION_FLAG || option->kind == SAMKV_OPTION_LIST ||
             (option->kind == SAMKV_OPTION_TEXT && !*FIELD(o, option, char *)))
             continue;
-        fprintf(out, "; from: %s%s\n%s = ", sources[o->source[i]],
-                option->reloads ? "; a reload takes a new value" : "", option->name);
+        fprintf(out, "; from: %s%s\n%s =", sources[o->source[i]], option->reloads ? "; a reload takes a new value" : "",
+                option->name);
         dump_value(o, option, out);
         fputc('\n', out);
     }

@@ -23,7 +23,7 @@ ALLOWED = {
                    "daemon/base", "proto"],
     "daemon": ["daemon/net", "daemon/ingest", "daemon/fetch", "daemon/store", "daemon/samkv", "daemon/model",
                "kernels", "daemon/base", "proto"],
-    "tests": ["client", "daemon/net", "daemon/ingest", "daemon/fetch", "daemon/store", "daemon/samkv", "daemon/model",
+    "tests": ["client", "client/ctl/ctl_source.h", "daemon/net", "daemon/ingest", "daemon/fetch", "daemon/store", "daemon/samkv", "daemon/model",
               "kernels", "daemon/base", "proto"],
 }
 

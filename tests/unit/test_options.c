@@ -229,6 +229,7 @@ static const struct {
     {"[other]\nworkers = 5\n", "unknown section [other]"},
     {"[samkvd]\nworkers\n", ":2: not of the form"},
     {"help = 1\n", "unknown option 'help'"},
+    {"[model]\n = /x\n", ":2: no name stands before '/x'"},
 };
 
 START_TEST(wrong_files_name_the_line)
@@ -257,6 +258,23 @@ START_TEST(a_long_line_is_not_cut_in_two)
     snprintf(arguments, sizeof arguments, "--config %s", path);
     ck_assert_int_eq(read_settings(&s, arguments, no_environment, &err), SAMKV_INVALID);
     ck_assert_msg(strstr(err.text, ":2: line is longer than") != NULL, "%s", err.text);
+    samkv_settings_deinit(&s);
+    unlink(path);
+}
+END_TEST
+
+START_TEST(indented_lines_are_options_too)
+{
+    struct samkv_settings s;
+    struct samkv_error err = {0};
+    char path[32], arguments[100];
+    write_file(path, "[samkvd]\n  store = /a\n  workers = 5\n\t; a comment\n[model]\n  a = /m\n \tb = /n\n");
+    snprintf(arguments, sizeof arguments, "--config %s", path);
+    ck_assert_msg(read_settings(&s, arguments, no_environment, &err) == SAMKV_OK, "%s", err.text);
+    ck_assert_str_eq(s.store, "/a"); /* and not "workers = 5" */
+    ck_assert_int_eq(s.workers, 5);
+    ck_assert_uint_eq(s.models.count, 2);
+    ck_assert_str_eq(s.models.items[1], "b=/n");
     samkv_settings_deinit(&s);
     unlink(path);
 }
@@ -304,6 +322,7 @@ int main(void)
     tcase_add_test(tc, file_and_its_place);
     tcase_add_loop_test(tc, wrong_files_name_the_line, 0, sizeof wrong_files / sizeof *wrong_files);
     tcase_add_test(tc, a_long_line_is_not_cut_in_two);
+    tcase_add_test(tc, indented_lines_are_options_too);
     tcase_add_test(tc, help_has_every_option_of_the_example);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
