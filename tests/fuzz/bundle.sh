@@ -11,7 +11,7 @@ cd "$root"
 cmake --preset fuzz -DCMAKE_BUILD_RPATH="\$ORIGIN" -DCMAKE_EXE_LINKER_FLAGS=-Wl,--disable-new-dtags >/dev/null
 cmake --build build/fuzz --target fuzzers
 for program in build/fuzz/fuzz/fuzz_*; do
-    cp -fu "$program" "$folder/"
+    objcopy --strip-debug "$program" "$folder/${program##*/}" # names of functions stay
     ldd "$program" | awk '$3 ~ /^\// {print $3}' | grep -vE "/(libc|libm|libdl|libpthread|librt|ld-linux[^/]*)[.]so" |
         while read -r library; do
             [ "$library" -ef "$folder/${library##*/}" ] || cp -fLu "$library" "$folder/"
@@ -21,7 +21,4 @@ rm -rf "$folder/seeds" "$folder/corpus"
 build/fuzz/fuzz/fuzz_seeds "$folder/seeds" >/dev/null
 rm -f "$folder/fuzz_seeds"
 cp -r "$here/corpus" "$here"/*.dict "$here/run.sh" "$folder/"
-# What libFuzzer calls to name the place of a crash.
-symbolizer=$(command -v llvm-symbolizer || command -v llvm-symbolizer-14 || true)
-[ -z "$symbolizer" ] || cp -fL "$symbolizer" "$folder/llvm-symbolizer"
 du -sh "$folder"

@@ -70,11 +70,24 @@ static char *dump_again(const char *text)
     return again;
 }
 
+/* libinih's lines have at most 198 bytes, and a dump's have up to three more than those they came from. */
+static bool has_long_lines(const char *text)
+{
+    for (; *text; text += strcspn(text, "\n"), text += *text == '\n')
+        if (strcspn(text, "\n") > 195)
+            return true;
+    return false;
+}
+
 /* Once written, it stays: only the spaces about the '=' of a model that was given as one text may go before. */
 static void check_dump(const struct samkv_settings *s)
 {
     char *first = dump(s);
     strip(first);
+    if (has_long_lines(first)) {
+        free(first);
+        return;
+    }
     char *second = dump_again(first), *third = dump_again(second);
     FUZZ_REQUIRE(strcmp(second, third) == 0, "dumped\n%s, then\n%s", second, third);
     free(first);

@@ -320,7 +320,7 @@ static void bundle_seeds(void)
         if (i == 1)
             continue;
         bundle_export(store, &bundle, &done);
-        for (uint8_t how = 0; how < 16; how += 5)
+        for (uint8_t how = 0; how < 32; how += 5)
             seed("bundle", (char[]){'0' + (char)i, 'a' + (char)how, 0}, &how, 1, bundle.data, bundle.count);
     }
     memory_free(&bundle);
