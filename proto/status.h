@@ -59,7 +59,7 @@ SAMKV_API const char *samkv_status_text(enum samkv_status status);
 /* Its constant's name without the prefix ("NOT_FOUND"); "UNKNOWN" for values from a newer peer. */
 SAMKV_API const char *samkv_status_name(enum samkv_status status);
 
-/* Fills err (NULL is allowed) and returns status, so that `return samkv_fail(err, SAMKV_INVALID, ...)` reads well. */
+/* Fills err (NULL is allowed) with one printable line of UTF-8 and returns status: `return samkv_fail(err, ...)`. */
 SAMKV_API enum samkv_status samkv_fail(struct samkv_error *err, enum samkv_status status, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 

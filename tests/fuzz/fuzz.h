@@ -43,7 +43,8 @@ static inline void fuzz_check_error(enum samkv_status status, const struct samkv
                  samkv_status_name(err->status));
     size_t bytes = strnlen(err->text, sizeof err->text);
     FUZZ_REQUIRE(bytes >= 8 && bytes < sizeof err->text, "%s: '%.300s'", samkv_status_name(status), err->text);
-    FUZZ_REQUIRE(!strchr(err->text, '\n'), "more than one line: '%s'", err->text);
+    for (const unsigned char *c = (const unsigned char *)err->text; *c; c++)
+        FUZZ_REQUIRE(*c >= 0x20 && *c != 0x7f, "a control character: '%s'", err->text);
 }
 
 /* At most `factor` times the input and `more` bytes were held since heap_begin. */
