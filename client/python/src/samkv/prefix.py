@@ -95,10 +95,14 @@ class CacheFile:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A request: `prompt` and `extra_args` for vLLM's Python interface. Over HTTP, the members of `prompt` and
-    `kv_transfer_params` stand in the request's body."""
+    """A request. vLLM: `prompt` and `extra_args` for its Python interface; over HTTP, the members of `prompt` and
+    `kv_transfer_params` stand in the body. SGLang: `announce` it, then `body` is that of /generate."""
     prompt: typing.Dict[str, typing.Any]
     kv_transfer_params: typing.Dict[str, typing.Any]
+
+    @property
+    def body(self) -> typing.Dict[str, typing.Any]:
+        return {"input_ids": self.prompt["prompt_token_ids"], "cache_salt": self.prompt["cache_salt"]}
 
     @property
     def extra_args(self) -> typing.Dict[str, typing.Any]:
@@ -122,3 +126,31 @@ def prompt_of(cache, query: typing.Sequence[int], saved: typing.Optional[str] = 
     path = saved or "/proc/%d/fd/%d" % (os.getpid(), cache.fileno())
     return Asked({"prompt_token_ids": cache.tokens.tolist() + query, "cache_salt": secrets.token_hex(16)},
                  {"samkv": {"path": path}})
+
+
+class Announcement:
+    """A cache that an engine was told of through a folder; `withdraw`, or leaving `with`, ends that."""
+
+    def __init__(self, folder: str, asked: Asked):
+        name = os.path.join(folder, asked.prompt["cache_salt"])
+        with open(name + ".part", "w", encoding="ascii") as out:
+            json.dump({"path": asked.kv_transfer_params["samkv"]["path"], "cache_salt": asked.prompt["cache_salt"]}, out)
+        self.path = name + ".json"
+        os.rename(name + ".part", self.path)    # whole, or not there
+
+    def withdraw(self) -> None:
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.withdraw()
+
+
+def announce(folder: str, asked: Asked) -> Announcement:
+    """Tells SGLang of a cache, before the request is made; see samkv.sglang. Who may write to the folder may do so."""
+    return Announcement(folder, asked)
