@@ -97,7 +97,7 @@ enum samkv_update {
 struct samkv_kv_write {
     const void *k, *v; /* [n, kv_heads, head_dim] before RoPE */
     size_t ld;
-    const float *rope;   /* [n][2][head_dim/2] */
+    const float *rope;   /* [n][2][head_dim/2]; NULL: the layer's K is not rotated */
     const int32_t *rows; /* [n] on the device, or NULL */
     int first_row;
     void *k_cache, *v_cache;
@@ -114,7 +114,7 @@ struct samkv_kv_write {
 struct samkv_place {
     const void *k_src, *v_src; /* [n, kv_heads, head_dim], K before RoPE */
     enum samkv_dtype src_dtype;
-    const float *rope; /* [n][2][head_dim/2] */
+    const float *rope; /* [n][2][head_dim/2]; NULL: the layer's K is not rotated */
     void *k_cache, *v_cache;
     int first_row;
     int n, kv_heads, head_dim;
@@ -136,6 +136,7 @@ struct samkv_place_runs {
     int count, max_tokens;        /* max_tokens: of the longest run */
     enum samkv_dtype src_dtype;
     const float *rope;       /* [rows of the cache][2][head_dim/2]: row r of the cache takes angles r */
+    const uint8_t *no_rope;  /* [layers] on the device: 1 for a layer whose K is not rotated. NULL: all are */
     void *k_cache, *v_cache; /* layer 0; rows as in samkv_place */
     size_t layer_stride_bytes;
     int layers, kv_heads, head_dim;
@@ -163,6 +164,7 @@ struct samkv_score {
     const int32_t *first_block; /* [n + 1] on the device: sums of block counts */
     int blocks;                 /* first_block[n], known to the host */
     const float *rope;          /* [n][2][head_dim/2]: angles of start_i */
+    const uint8_t *no_rope;     /* [S] on the device: 1 for a layer without RoPE, whose R is 1. NULL: all have it */
     float *work;   /* [n][S][heads + kv_heads · head_dim] scratch: cosines, then the turned query vectors */
     float *scores; /* [S][blocks] */
 };

@@ -176,6 +176,7 @@ static enum samkv_status place(struct list *l, size_t first, size_t end, struct 
         .layers = (int)shape->layers,
         .kv_heads = (int)shape->kv_heads,
         .head_dim = (int)shape->head_dim,
+        .no_rope = samkv_workspace_no_rope(e->workspace),
     };
     return samkv_transfer_place(e->transfer, l->pins->wants + first, l->runs + first, end - first, positions, rows,
                                 samkv_workspace_inv_freq(e->workspace), e->model->config.rope_scale, &template, err);

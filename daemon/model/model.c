@@ -6,10 +6,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "daemon/base/clock.h"
+#include "daemon/base/log.h"
 #include "daemon/model/gguf.h"
 #include "daemon/model/weights.h"
 
 #define ALIGNMENT     64
+#define PROGRESS_MS   2000
 #define STAGING_BYTES ((size_t)32 << 20) /* of each of two host buffers; a row has at most 2 MiB */
 
 struct samkv_model_storage {
@@ -140,9 +143,28 @@ static enum samkv_status upload(struct samkv_stream *stream, const struct placem
     return d->ops->sync(stream, err);
 }
 
-static enum samkv_status upload_all(const struct plan *p, struct samkv_device *d, uint8_t *base,
-                                    struct samkv_error *err)
+/* Tells every few seconds how far a large file is. */
+struct progress {
+    const char *name;
+    uint64_t done, all;
+    double told_ms;
+};
+
+static void tell_progress(struct progress *p, uint64_t bytes)
 {
+    double now = samkv_now_ms();
+    p->done += bytes;
+    if (now - p->told_ms < PROGRESS_MS)
+        return;
+    p->told_ms = now;
+    samkv_log(SAMKV_LOG_INFO, "model loading name=%s weights=%llu MB of %llu MB", p->name,
+              (unsigned long long)(p->done >> 20), (unsigned long long)(p->all >> 20));
+}
+
+static enum samkv_status upload_all(const struct plan *p, struct samkv_model *m, uint8_t *base, struct samkv_error *err)
+{
+    struct samkv_device *d = m->device;
+    struct progress progress = {m->name, 0, p->bytes, samkv_now_ms()};
     struct samkv_stream *stream = NULL;
     void *staging[2] = {NULL, NULL};
     enum samkv_status status = d->ops->stream_new(d, &stream);
@@ -150,8 +172,10 @@ static enum samkv_status upload_all(const struct plan *p, struct samkv_device *d
         status = d->ops->host_alloc(d, STAGING_BYTES, &staging[i]);
     if (status)
         (void)samkv_fail(err, status, "no buffers to copy weights to %s", d->name);
-    for (size_t i = 0; !status && i < p->count; i++)
+    for (size_t i = 0; !status && i < p->count; i++) {
         status = upload(stream, &p->items[i], base + p->items[i].offset, staging, err);
+        tell_progress(&progress, p->items[i].bytes);
+    }
     for (int i = 0; i < 2; i++)
         if (staging[i])
             d->ops->host_release(d, staging[i]);
@@ -173,10 +197,12 @@ static enum samkv_status convert_all(const struct plan *p, struct samkv_model *m
     for (size_t i = 0; i < p->count; i++)
         *p->items[i].pointer = (uint8_t *)base + p->items[i].offset;
     if (!d->unified)
-        return upload_all(p, d, base, err);
+        return upload_all(p, m, base, err);
+    struct progress progress = {m->name, 0, p->bytes, samkv_now_ms()};
     for (size_t i = 0; i < p->count; i++) {
         const struct placement *item = &p->items[i];
         samkv_weight_convert(&item->weight, 0, item->weight.rows, d->dtype, (uint8_t *)base + item->offset);
+        tell_progress(&progress, item->bytes);
     }
     return SAMKV_OK;
 }

@@ -1,0 +1,108 @@
+/*
+ * Logits of a model on the CPU, for compare_logits.py and bench_prefill.py.
+ *   logits_tool MODEL LENGTH...           MODEL: a directory or a .gguf
+ * stdin: token ids, as 32-bit numbers in the machine's byte order, LENGTH of them for each LENGTH. stdout: for each,
+ * the vocabulary's float32 logits behind the last one. stderr: seconds to load, resident memory, and of each pass
+ * seconds. A pass that is refused ends the program with its reason. Exit code 1 for any failure.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <time.h>
+
+#include "daemon/model/forward.h"
+
+static double now(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+struct state {
+    struct samkv_model *model;
+    struct samkv_stream *stream;
+    struct samkv_workspace *ws;
+};
+
+static enum samkv_status run(const struct state *s, const int32_t *ids, int32_t *numbers, int n, float *logits,
+                             struct samkv_error *err)
+{
+    struct samkv_kv_cache cache;
+    enum samkv_status status = samkv_kv_cache_init(&cache, s->model, (size_t)n, err);
+    if (status)
+        return status;
+    for (int i = 0; i < n; i++) {
+        numbers[i] = i;
+        numbers[n + i] = i + 1;
+    }
+    const struct samkv_pass pass = {
+        .n = n,
+        .ids = ids,
+        .positions = numbers,
+        .cache_rows = numbers,
+        .limits = numbers + n,
+        .depth = s->model->config.layers,
+        .logits = logits,
+    };
+    double start = now();
+    status = samkv_forward(s->model, s->stream, s->ws, &pass, &cache, err);
+    if (!status)
+        fprintf(stderr, "pass %d tokens %.6f s\n", n, now() - start);
+    samkv_kv_cache_deinit(&cache, s->model->device);
+    return status;
+}
+
+/* One length after the other from stdin to stdout. */
+static enum samkv_status answer(const struct state *s, char *const *lengths, int count, struct samkv_error *err)
+{
+    uint32_t vocab = s->model->config.vocab;
+    float *logits = malloc(vocab * sizeof *logits);
+    enum samkv_status status = logits ? SAMKV_OK : SAMKV_NO_MEMORY;
+    for (int i = 0; i < count && !status; i++) {
+        int n = atoi(lengths[i]);
+        int32_t *ids = n > 0 ? malloc(3 * (size_t)n * sizeof *ids) : NULL;
+        if (!ids || fread(ids, sizeof *ids, (size_t)n, stdin) != (size_t)n)
+            status = samkv_fail(err, SAMKV_INVALID, "there are no %d token ids", n);
+        else
+            status = run(s, ids, ids + n, n, logits, err);
+        if (!status && fwrite(logits, sizeof *logits, vocab, stdout) != vocab)
+            status = samkv_fail(err, SAMKV_INVALID, "cannot write");
+        free(ids);
+    }
+    free(logits);
+    return status;
+}
+
+int main(int argc, char **argv)
+{
+    struct samkv_error err = {0};
+    struct samkv_device *device;
+    struct state s = {0};
+    struct rusage usage;
+    if (argc < 2)
+        return 2;
+    if (samkv_device_open("cpu", SAMKV_F32, &device, NULL, 0, &err)) {
+        fprintf(stderr, "%s\n", err.text);
+        return 1;
+    }
+    double start = now();
+    enum samkv_status status = samkv_model_load("model", argv[1], device, &s.model, &err);
+    if (!status) {
+        getrusage(RUSAGE_SELF, &usage);
+        fprintf(stderr, "load %.3f s, resident %ld kB, %s\n", now() - start, usage.ru_maxrss, device->name);
+        status = samkv_workspace_new(s.model, &s.ws, &err);
+    }
+    if (!status)
+        status = device->ops->stream_new(device, &s.stream);
+    if (!status)
+        status = answer(&s, argv + 2, argc - 2, &err);
+    if (status)
+        fprintf(stderr, "%s\n", err.text);
+    device->ops->stream_free(s.stream);
+    samkv_workspace_free(s.ws);
+    samkv_model_free(s.model);
+    device->ops->device_free(device);
+    return status ? 1 : 0;
+}
