@@ -150,10 +150,21 @@ def promised(reference):
     return normalizer.normalize_str
 
 
+def missing_bytes(reference):
+    """Bytes that a byte-level vocabulary has no token for (SmolLM2's lacks some that begin rare characters): texts with
+    one lose it."""
+    if reference.normalizer is not None and "▁" in reference.normalizer.normalize_str("a b"):
+        return set()
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in plain]
+    letters = {**{byte: chr(byte) for byte in plain}, **{byte: chr(256 + i) for i, byte in enumerate(others)}}
+    return {byte for byte, letter in letters.items() if reference.token_to_id(letter) is None}
+
+
 def differences(answers, texts, reference, flags, want):
     """(ids differ, decoded differs, not what went in, tokens) over a batch of texts."""
     differ = wrong = lost = tokens = 0
-    promise = promised(reference)
+    promise, missing = promised(reference), missing_bytes(reference)
     for text, (status, ids, decoded), encoding in zip(texts, answers, want):
         clean, decoded = text.decode("utf-8", "replace"), decoded.decode("utf-8", "replace")
         tokens += len(encoding.ids)
@@ -166,7 +177,7 @@ def differences(answers, texts, reference, flags, want):
         elif decoded != reference.decode(encoding.ids, skip_special_tokens=False):
             wrong += 1
             print("  decodes differently: %r" % clean[:200])
-        elif flags == 0 and promise(decoded) != promise(clean):
+        elif flags == 0 and promise(decoded) != promise(clean) and not missing.intersection(clean.encode()):
             lost += 1
             print("  is not what went in: %r" % clean[:200])
     return differ, wrong, lost, tokens
