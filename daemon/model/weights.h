@@ -95,6 +95,9 @@ void samkv_slot_place(const struct samkv_source_ops *, const struct samkv_model_
 enum samkv_status samkv_source_find(const struct samkv_source *, enum samkv_slot, uint32_t layer,
                                     struct samkv_weight *out, struct samkv_error *) SAMKV_MUST_USE;
 
+/* The encoding that holds a numeric type as it is. */
+uint32_t samkv_ggml_of_dtype(enum samkv_dtype);
+
 /* Bytes of one row as the file has it. */
 size_t samkv_weight_row_bytes(const struct samkv_weight *);
 

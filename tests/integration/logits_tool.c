@@ -1,6 +1,6 @@
 /*
  * Logits of a model on the CPU, for compare_logits.py and bench_prefill.py.
- *   logits_tool MODEL LENGTH...           MODEL: a directory or a .gguf
+ *   logits_tool [--bf16] MODEL LENGTH...  MODEL: a directory or a .gguf; --bf16: matrices in bf16 where the CPU has it
  * stdin: token ids, as 32-bit numbers in the machine's byte order, LENGTH of them for each LENGTH. stdout: for each,
  * the vocabulary's float32 logits behind the last one. stderr: seconds to load, resident memory, and of each pass
  * seconds. A pass that is refused ends the program with its reason. Exit code 1 for any failure.
@@ -13,10 +13,10 @@
 
 #include "daemon/model/forward.h"
 
-static double now(void)
+static double now(clockid_t clock)
 {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -46,10 +46,11 @@ static enum samkv_status run(const struct state *s, const int32_t *ids, int32_t 
         .depth = s->model->config.layers,
         .logits = logits,
     };
-    double start = now();
+    double start = now(CLOCK_MONOTONIC), cpu = now(CLOCK_PROCESS_CPUTIME_ID);
     status = samkv_forward(s->model, s->stream, s->ws, &pass, &cache, err);
     if (!status)
-        fprintf(stderr, "pass %d tokens %.6f s\n", n, now() - start);
+        fprintf(stderr, "pass %d tokens %.6f s, %.6f s of processors\n", n, now(CLOCK_MONOTONIC) - start,
+                now(CLOCK_PROCESS_CPUTIME_ID) - cpu);
     samkv_kv_cache_deinit(&cache, s->model->device);
     return status;
 }
@@ -81,17 +82,23 @@ int main(int argc, char **argv)
     struct samkv_device *device;
     struct state s = {0};
     struct rusage usage;
+    bool bf16 = argc > 1 && !strcmp(argv[1], "--bf16");
+    if (bf16)
+        argv++, argc--;
     if (argc < 2)
         return 2;
     if (samkv_device_open("cpu", SAMKV_F32, &device, NULL, 0, &err)) {
         fprintf(stderr, "%s\n", err.text);
         return 1;
     }
-    double start = now();
+    if (bf16 && !samkv_cpu_use_bf16(device))
+        fprintf(stderr, "this processor multiplies no bf16\n");
+    double start = now(CLOCK_MONOTONIC);
     enum samkv_status status = samkv_model_load("model", argv[1], device, &s.model, &err);
     if (!status) {
         getrusage(RUSAGE_SELF, &usage);
-        fprintf(stderr, "load %.3f s, resident %ld kB, %s\n", now() - start, usage.ru_maxrss, device->name);
+        fprintf(stderr, "load %.3f s, resident %ld kB, %s\n", now(CLOCK_MONOTONIC) - start, usage.ru_maxrss,
+                device->name);
         status = samkv_workspace_new(s.model, &s.ws, &err);
     }
     if (!status)
