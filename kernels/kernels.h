@@ -9,8 +9,10 @@
  *   stream     an ordered queue of operations on a device. CPU streams run each operation at once, on
  *              OpenMP threads.
  *   row        one token's vector. Matrices are row-major; `ld*` is the distance between rows in elements.
- *   activation type  the element type of hidden states, weights and KV caches on a device: device->dtype,
+ *   activation type  the element type of hidden states, vectors of weights and KV caches on a device: device->dtype,
  *              f32 on the CPU, bf16 or f16 on CUDA. Accumulation is f32 everywhere.
+ *   matrix type  that of weights with two dimensions, the embedding among them: the activation type, or bf16 on a CPU
+ *              that multiplies bf16 (samkv_device_matrix_dtype). Such products round their input to bf16, too.
  *   KV cache   K and V of one layer, each (keys, kv_heads, head_dim), rows contiguous, K AFTER RoPE, rows in
  *              ascending order of position. So what a query row may see, "causal by position", is a range of rows.
  *   RoPE table for n rows: float [n][2][head_dim/2], cosines then sines (rotate-half convention of HF: element
@@ -34,11 +36,17 @@ struct samkv_ops;
 struct samkv_device {
     const struct samkv_ops *ops;
     enum samkv_dtype dtype; /* activation type */
+    bool bf16_matrices;     /* matrices are bf16, whatever dtype is */
     bool unified;           /* device pointers are host pointers: weights and replies need no copy */
     bool shares;            /* has memory that other processes can map: the shared_ operations are there */
     char name[64];          /* "cpu (avx512, 2 threads)", "cuda:0 NVIDIA H100 80GB HBM3" */
     uint8_t uuid[16];       /* of the GPU, so that another process finds the same one; zeros on the CPU */
 };
+
+static inline enum samkv_dtype samkv_device_matrix_dtype(const struct samkv_device *d)
+{
+    return d->bf16_matrices ? SAMKV_BF16 : d->dtype;
+}
 
 struct samkv_stream {
     struct samkv_device *device;
@@ -49,7 +57,8 @@ struct samkv_event {
     struct samkv_device *device;
 };
 
-/* y[n, out] (+)= x[n, in] · wᵀ + bias. w is (out, in) row-major with ld = in, as Hugging Face stores it. */
+/* y[n, out] (+)= x[n, in] · wᵀ + bias. w is (out, in) row-major with ld = in, as Hugging Face stores it, in the
+ * device's matrix type; x, bias and y are in its activation type. */
 struct samkv_matmul {
     const void *x;
     size_t ldx;
@@ -97,7 +106,7 @@ enum samkv_update {
 struct samkv_kv_write {
     const void *k, *v; /* [n, kv_heads, head_dim] before RoPE */
     size_t ld;
-    const float *rope;   /* [n][2][head_dim/2] */
+    const float *rope;   /* [n][2][head_dim/2]; NULL: the layer's K is not rotated */
     const int32_t *rows; /* [n] on the device, or NULL */
     int first_row;
     void *k_cache, *v_cache;
@@ -114,7 +123,7 @@ struct samkv_kv_write {
 struct samkv_place {
     const void *k_src, *v_src; /* [n, kv_heads, head_dim], K before RoPE */
     enum samkv_dtype src_dtype;
-    const float *rope; /* [n][2][head_dim/2] */
+    const float *rope; /* [n][2][head_dim/2]; NULL: the layer's K is not rotated */
     void *k_cache, *v_cache;
     int first_row;
     int n, kv_heads, head_dim;
@@ -136,6 +145,7 @@ struct samkv_place_runs {
     int count, max_tokens;        /* max_tokens: of the longest run */
     enum samkv_dtype src_dtype;
     const float *rope;       /* [rows of the cache][2][head_dim/2]: row r of the cache takes angles r */
+    const uint8_t *no_rope;  /* [layers] on the device: 1 for a layer whose K is not rotated. NULL: all are */
     void *k_cache, *v_cache; /* layer 0; rows as in samkv_place */
     size_t layer_stride_bytes;
     int layers, kv_heads, head_dim;
@@ -163,6 +173,7 @@ struct samkv_score {
     const int32_t *first_block; /* [n + 1] on the device: sums of block counts */
     int blocks;                 /* first_block[n], known to the host */
     const float *rope;          /* [n][2][head_dim/2]: angles of start_i */
+    const uint8_t *no_rope;     /* [S] on the device: 1 for a layer without RoPE, whose R is 1. NULL: all have it */
     float *work;   /* [n][S][heads + kv_heads · head_dim] scratch: cosines, then the turned query vectors */
     float *scores; /* [S][blocks] */
 };
@@ -204,7 +215,7 @@ struct samkv_ops {
     void (*shared_release)(struct samkv_device *, void *); /* NULL is allowed */
 
     /* --- transformer --- */
-    /* out[i] = table[ids[i]], [n, width] */
+    /* out[i] = table[ids[i]], [n, width]; the table is in the matrix type */
     void (*embed)(struct samkv_stream *, const void *table, const int32_t *ids, int n, int width, void *out);
     /* out = x / rms(x) · gain over each row of `width`, rows at distance ldx and ldo. In place is allowed. */
     void (*rmsnorm)(struct samkv_stream *, const void *x, size_t ldx, const void *gain, float eps, int n, int width,
@@ -247,6 +258,13 @@ struct samkv_ops {
 
 /* The CPU. threads 0: all that the process may run on. Free with ops->device_free. */
 enum samkv_status samkv_cpu_device_new(int threads, struct samkv_device **out, struct samkv_error *err) SAMKV_MUST_USE;
+
+/*
+ * Takes bf16 matrices on a device of samkv_cpu_device_new where the processor multiplies bf16 (AVX512-BF16, with AMX or
+ * without): half the weights' memory, and products at up to twice the rate. False where it does not; then nothing
+ * changes. Before any model is loaded.
+ */
+bool samkv_cpu_use_bf16(struct samkv_device *);
 
 /*
  * The CPU as a device that is not unified: its "device memory" is other memory, streams are independent (operations

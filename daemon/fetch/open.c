@@ -153,6 +153,13 @@ static enum samkv_status open_documents(struct samkv_fetch_job *job, struct samk
         status = open_document(job, r->ids[i], &job->documents[i], err);
     }
     job->query_position = job->collection.preamble_tokens + job->total_tokens;
+    uint32_t window = job->engine.model->config.window_tokens;
+    uint64_t all = (uint64_t)job->query_position + job->query_count;
+    if (!status && window && all > window)
+        return samkv_fail(err, SAMKV_UNSUPPORTED,
+                          "preamble, documents and query are %llu tokens, and model '%s' attends over a sliding window "
+                          "of %u, which is not supported beyond it: name fewer documents",
+                          (unsigned long long)all, job->engine.model->name, window);
     return status;
 }
 

@@ -167,6 +167,7 @@ enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *job, const stru
         .kv_heads = job->collection.shape.kv_heads,
         .head_dim = job->collection.shape.head_dim,
         .inv_freq = job->engine.model->config.inv_freq,
+        .no_rope = job->engine.model->config.no_rope,
         .q_query = q_query,
         .scores = scores,
         .documents = documents,

@@ -102,18 +102,20 @@ static enum samkv_status read_tokens(struct job *job, struct samkv_error *err)
 static enum samkv_status check_length(const struct job *job, struct samkv_error *err)
 {
     const struct samkv_ingest_request *r = job->request;
-    size_t context = job->engine.model->config.context_tokens, preamble = job->collection.preamble_tokens;
+    const struct samkv_model_config *config = &job->engine.model->config;
+    size_t context = samkv_config_most_tokens(config), preamble = job->collection.preamble_tokens;
+    const char *bound = context < config->context_tokens ? "sliding window" : "context";
     size_t longest = r->chunk_tokens ? r->chunk_tokens : job->ids.count;
     if (r->chunk_tokens && preamble + r->chunk_tokens > context)
         return samkv_fail(err, SAMKV_INVALID,
-                          "chunks of %u tokens behind a preamble of %zu exceed the model's context of %zu: say less",
-                          r->chunk_tokens, preamble, context);
+                          "chunks of %u tokens behind a preamble of %zu exceed the model's %s of %zu: say less",
+                          r->chunk_tokens, preamble, bound, context);
     if (preamble + longest > context)
         return samkv_fail(
             err, SAMKV_TOO_LARGE,
-            "document '%s' has %zu tokens, and with the preamble's %zu they exceed the model's context of %zu: "
+            "document '%s' has %zu tokens, and with the preamble's %zu they exceed the model's %s of %zu: "
             "split it with --chunk-tokens N",
-            r->id, job->ids.count, preamble, context);
+            r->id, job->ids.count, preamble, bound, context);
     return SAMKV_OK;
 }
 

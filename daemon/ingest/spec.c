@@ -109,10 +109,10 @@ static enum samkv_status set_preamble(const struct samkv_ingest_request *r, cons
     struct samkv_ids ids;
     samkv_ids_init(&ids);
     enum samkv_status status = preamble_ids(r, engine, &ids, err);
-    if (!status && ids.count >= config->context_tokens)
+    if (!status && ids.count >= samkv_config_most_tokens(config))
         status =
             samkv_fail(err, SAMKV_TOO_LARGE, "a preamble of %zu tokens leaves no room in the model's context of %u",
-                       ids.count, config->context_tokens);
+                       ids.count, samkv_config_most_tokens(config));
     if (status || !ids.count) {
         samkv_ids_deinit(&ids);
         return status;

@@ -10,7 +10,8 @@
 
 /*
  * Appends the query's tokens: a separator, the question as plain text, and what closes the user's turn and opens the
- * assistant's, for the chat format that the preamble speaks (ChatML, Llama 3); "Question: … Answer:" for none.
+ * assistant's, for the chat format that the preamble speaks (ChatML, Llama 3, Phi-3, Llama 2 and Mistral); "Question: …
+ * Answer:" for none. A ChatML model that thinks before it answers is told that it has, as its own template does.
  */
 enum samkv_status samkv_chat_query(const struct samkv_model *, const int32_t *preamble, size_t preamble_count,
                                    const char *question, size_t bytes, struct samkv_ids *out,

@@ -32,6 +32,11 @@ static enum samkv_status check_sizes(const struct samkv_model_config *c, struct 
     return SAMKV_OK;
 }
 
+uint32_t samkv_config_most_tokens(const struct samkv_model_config *c)
+{
+    return c->window_tokens && c->window_tokens < c->context_tokens ? c->window_tokens : c->context_tokens;
+}
+
 enum samkv_status samkv_config_check(const struct samkv_model_config *c, struct samkv_error *err)
 {
     enum samkv_status status = check_sizes(c, err);

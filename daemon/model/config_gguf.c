@@ -10,12 +10,15 @@ struct architecture {
     const char *name;
     enum samkv_family family;
     bool qkv_bias, qk_norm;
+    uint32_t no_rope_interval; /* every so many layers one is not rotated; 0: all are */
 };
 
 static const struct architecture architectures[] = {
     {.name = "llama", .family = SAMKV_FAMILY_LLAMA},
     {.name = "qwen2", .family = SAMKV_FAMILY_QWEN2, .qkv_bias = true},
     {.name = "qwen3", .family = SAMKV_FAMILY_QWEN3, .qk_norm = true},
+    {.name = "smollm3", .family = SAMKV_FAMILY_SMOLLM3, .no_rope_interval = 4},
+    {.name = "phi3", .family = SAMKV_FAMILY_PHI3},
 };
 
 /* Keys are "general.x" or, with the architecture in front, "llama.x". */
@@ -54,7 +57,8 @@ static enum samkv_status find_architecture(const struct samkv_gguf *file, const 
             return SAMKV_OK;
         }
     }
-    return samkv_fail(err, SAMKV_UNSUPPORTED, "GGUF architecture %.*s is not supported; llama, qwen2 and qwen3 are",
+    return samkv_fail(err, SAMKV_UNSUPPORTED,
+                      "GGUF architecture %.*s is not supported; llama, qwen2, qwen3, smollm3 and phi3 are",
                       (int)(bytes < 64 ? bytes : 64), name);
 }
 
@@ -137,9 +141,10 @@ static enum samkv_status refuse_extras(const struct reader *r, const struct samk
         {"attention.causal", 1, 1},
         {"attention.clamp_kqv", 0, 0},
         {"attention.max_alibi_bias", 0, 0},
-        {"attention.sliding_window", 0, c->context_tokens},
         {"attention.value_length", c->head_dim, c->head_dim},
         {"rope.dimension_count", c->head_dim, c->head_dim},
+        {"rope.scaling.yarn_log_multiplier", 0, 0},
+        {"rope.scaling.yarn_ext_factor", 1, -1}, /* the whole of YaRN, or as the type says */
     };
     for (size_t i = 0; i < sizeof extras / sizeof *extras; i++) {
         double v;
@@ -171,6 +176,22 @@ static enum samkv_status apply_factors(const struct reader *r, struct samkv_mode
     return SAMKV_OK;
 }
 
+/* llama.cpp multiplies an attention factor of the file with the one that the factor implies. */
+static enum samkv_status rope_yarn(const struct reader *r, double theta, double factor, struct samkv_model_config *c,
+                                   struct samkv_error *err)
+{
+    struct samkv_yarn y = {.theta = theta, .factor = factor, .original_tokens = c->context_tokens, .round = true};
+    double attention = 1;
+    (void)read_f64(r, "rope.scaling.original_context_length", &y.original_tokens);
+    (void)read_f64(r, "rope.scaling.yarn_beta_fast", &y.beta_fast);
+    (void)read_f64(r, "rope.scaling.yarn_beta_slow", &y.beta_slow);
+    (void)read_f64(r, "rope.scaling.attn_factor", &attention); /* yarn_attn_factor has no effect there */
+    enum samkv_status status = samkv_config_rope_yarn(c, &y, err);
+    if (!status)
+        c->rope_scale *= (float)attention; /* samkv_config_check sees what comes of it */
+    return status;
+}
+
 static enum samkv_status read_rope(const struct reader *r, struct samkv_model_config *c, struct samkv_error *err)
 {
     char key[96];
@@ -178,24 +199,39 @@ static enum samkv_status read_rope(const struct reader *r, struct samkv_model_co
     (void)read_f64(r, "rope.freq_base", &theta);
     if (!(theta > 0 && isfinite(theta)))
         return samkv_fail(err, SAMKV_INVALID, "%s.rope.freq_base must be above 0", r->architecture);
-    samkv_config_rope_default(c, theta);
+    if (has_tensor(r->file, "rope_factors_long.weight"))
+        return samkv_fail(err, SAMKV_UNSUPPORTED, "RoPE scaling type longrope is not supported; linear and yarn are");
 
     const char *type = "none";
     size_t bytes = 4;
     bool named = samkv_gguf_string(r->file, full_key(r, "rope.scaling.type", key), &type, &bytes);
-    if (named && !text_is(type, bytes, "none") && !text_is(type, bytes, "linear"))
-        return samkv_fail(err, SAMKV_UNSUPPORTED, "RoPE scaling type %.*s is not supported; linear is",
+    bool none = named && text_is(type, bytes, "none"), yarn = named && text_is(type, bytes, "yarn");
+    if (named && !none && !yarn && !text_is(type, bytes, "linear"))
+        return samkv_fail(err, SAMKV_UNSUPPORTED, "RoPE scaling type %.*s is not supported; linear and yarn are",
                           (int)(bytes < 64 ? bytes : 64), type);
     /* A factor without a type is linear, under its old name too. */
-    if (!(named && text_is(type, bytes, "none")) && !read_f64(r, "rope.scaling.factor", &factor))
+    if (!none && !read_f64(r, "rope.scaling.factor", &factor))
         (void)read_f64(r, "rope.scale_linear", &factor);
     if (factor == 0)
         factor = 1;
     if (!(factor > 0 && isfinite(factor)))
         return samkv_fail(err, SAMKV_INVALID, "%s.rope.scaling.factor must be above 0", r->architecture);
+    if (yarn) {
+        enum samkv_status status = rope_yarn(r, theta, factor, c, err);
+        return status ? status : apply_factors(r, c, err);
+    }
+    samkv_config_rope_default(c, theta);
     for (uint32_t i = 0; i < c->head_dim / 2; i++)
         c->inv_freq[i] /= factor;
     return apply_factors(r, c, err);
+}
+
+/* Llama's and Phi-3's windows; llama.cpp gives Phi-3 files without the key none. */
+static void read_window(const struct reader *r, struct samkv_model_config *c)
+{
+    double window = 0;
+    if (read_f64(r, "attention.sliding_window", &window) && window >= 1 && window < c->context_tokens)
+        c->window_tokens = (uint32_t)window;
 }
 
 static int32_t read_token(const struct samkv_gguf *file, const char *key, uint32_t vocab)
@@ -220,6 +256,11 @@ enum samkv_status samkv_config_from_gguf(const struct samkv_gguf *file, struct s
     if ((status = read_sizes(&r, out, err)) || (status = read_vocab(&r, out, err)) ||
         (status = refuse_extras(&r, out, err)))
         return status;
+    read_window(&r, out);
+    for (uint32_t i = 0; a->no_rope_interval && i < out->layers && i < SAMKV_MAX_LAYERS; i++) {
+        out->no_rope[i] = (i + 1) % a->no_rope_interval == 0;
+        out->any_no_rope |= out->no_rope[i];
+    }
     double eps = 1e-6;
     if (!read_f64(&r, "attention.layer_norm_rms_epsilon", &eps))
         return samkv_fail(err, SAMKV_CORRUPT, "the file has no %s.attention.layer_norm_rms_epsilon", a->name);

@@ -17,7 +17,8 @@ struct samkv_workspace {
     float *rope;
     int32_t *ids, *positions, *cache_rows, *firsts, *limits, *keep;
     double *inv_freq;
-    void *logits; /* [vocab] in the activation type */
+    uint8_t *no_rope; /* [layers]; NULL when all layers have RoPE */
+    void *logits;     /* [vocab] in the activation type */
     float *logits_f32;
 };
 
@@ -124,6 +125,7 @@ enum samkv_status samkv_workspace_new(const struct samkv_model *model, struct sa
     struct samkv_device *device = model->device;
     const struct samkv_model_config *c = &model->config;
     struct samkv_stream *stream = NULL;
+    uint8_t no_rope[SAMKV_MAX_LAYERS];
     struct samkv_workspace *ws = calloc(1, sizeof *ws);
     if (!ws)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
@@ -135,7 +137,13 @@ enum samkv_status samkv_workspace_new(const struct samkv_model *model, struct sa
         device->ops->alloc(device, c->vocab * sizeof(float), (void **)&ws->logits_f32) ||
         device->ops->stream_new(device, &stream))
         goto fail;
+    if (c->any_no_rope && device->ops->alloc(device, c->layers, (void **)&ws->no_rope))
+        goto fail;
     device->ops->upload(stream, ws->inv_freq, c->inv_freq, half * sizeof(double));
+    for (uint32_t l = 0; l < c->layers && ws->no_rope; l++)
+        no_rope[l] = c->no_rope[l];
+    if (ws->no_rope)
+        device->ops->upload(stream, ws->no_rope, no_rope, c->layers);
     if (device->ops->sync(stream, err))
         goto fail;
     device->ops->stream_free(stream);
@@ -154,6 +162,7 @@ void samkv_workspace_free(struct samkv_workspace *ws)
         return;
     release_rows(ws);
     ws->device->ops->release(ws->device, ws->inv_freq);
+    ws->device->ops->release(ws->device, ws->no_rope);
     ws->device->ops->release(ws->device, ws->logits);
     ws->device->ops->release(ws->device, ws->logits_f32);
     free(ws);
@@ -164,6 +173,11 @@ const double *samkv_workspace_inv_freq(const struct samkv_workspace *ws)
     return ws->inv_freq;
 }
 
+const uint8_t *samkv_workspace_no_rope(const struct samkv_workspace *ws)
+{
+    return ws->no_rope;
+}
+
 int samkv_workspace_chunk_rows(const struct samkv_workspace *ws)
 {
     return ws->chunk_rows;
@@ -171,13 +185,24 @@ int samkv_workspace_chunk_rows(const struct samkv_workspace *ws)
 
 /* ------------------------------------------------------------------ placing stored rows */
 
-void samkv_rope_rows(const struct samkv_model *model, struct samkv_stream *stream, const double *inv_freq_device,
-                     const int32_t *positions, int n, int32_t *positions_device, float *table)
+static void make_table(const struct samkv_model *model, struct samkv_stream *stream, const double *inv_freq_device,
+                       const int32_t *positions, int n, int32_t *positions_device, float scale, float *table)
 {
     const struct samkv_ops *ops = stream->device->ops;
     ops->upload(stream, positions_device, positions, (size_t)n * sizeof *positions);
-    ops->rope_table(stream, inv_freq_device, (int)model->config.head_dim / 2, positions_device, n,
-                    model->config.rope_scale, table);
+    ops->rope_table(stream, inv_freq_device, (int)model->config.head_dim / 2, positions_device, n, scale, table);
+}
+
+void samkv_rope_rows(const struct samkv_model *model, struct samkv_stream *stream, const double *inv_freq_device,
+                     const int32_t *positions, int n, int32_t *positions_device, float *table)
+{
+    make_table(model, stream, inv_freq_device, positions, n, positions_device, model->config.rope_scale, table);
+}
+
+void samkv_rotation_rows(const struct samkv_model *model, struct samkv_stream *stream, const double *inv_freq_device,
+                         const int32_t *positions, int n, int32_t *positions_device, float *table)
+{
+    make_table(model, stream, inv_freq_device, positions, n, positions_device, 1, table);
 }
 
 void samkv_cache_place(const struct samkv_model *model, struct samkv_stream *stream, struct samkv_kv_cache *cache,
@@ -188,7 +213,7 @@ void samkv_cache_place(const struct samkv_model *model, struct samkv_stream *str
         .k_src = k_src,
         .v_src = v_src,
         .src_dtype = src_dtype,
-        .rope = rope,
+        .rope = model->config.no_rope[layer] ? NULL : rope,
         .k_cache = samkv_kv_cache_k(cache, layer),
         .v_cache = samkv_kv_cache_v(cache, layer),
         .first_row = first_row,
@@ -269,7 +294,7 @@ static void *element(void *base, size_t index, size_t element_bytes)
 }
 
 /* Q, K and V of the chunk into ws->qkv, norms of heads and Q's RoPE applied; K is still before RoPE. */
-static void project_qkv(struct chunk *ck, const struct samkv_layer *layer)
+static void project_qkv(struct chunk *ck, const struct samkv_layer *layer, uint32_t l)
 {
     const struct samkv_model_config *c = &ck->model->config;
     struct samkv_workspace *ws = ck->ws;
@@ -288,7 +313,8 @@ static void project_qkv(struct chunk *ck, const struct samkv_layer *layer)
         ck->ops->head_norm(ck->stream, ws->qkv, ld, layer->q_norm, c->rms_eps, ck->n, (int)c->heads, d);
     if (layer->k_norm)
         ck->ops->head_norm(ck->stream, k_part, ld, layer->k_norm, c->rms_eps, ck->n, (int)c->kv_heads, d);
-    ck->ops->rope(ck->stream, ws->qkv, ld, ws->rope, ck->n, (int)c->heads, d);
+    if (!c->no_rope[l])
+        ck->ops->rope(ck->stream, ws->qkv, ld, ws->rope, ck->n, (int)c->heads, d);
     ck->q = ws->qkv;
 }
 
@@ -304,7 +330,7 @@ static void write_cache(struct chunk *ck, uint32_t l)
         .k = element(ck->ws->qkv, q, e),
         .v = element(ck->ws->qkv, q + kv, e),
         .ld = qkv_width(c),
-        .rope = ck->ws->rope,
+        .rope = c->no_rope[l] ? NULL : ck->ws->rope,
         .rows = ck->ws->cache_rows,
         .k_cache = samkv_kv_cache_k(ck->cache, l),
         .v_cache = samkv_kv_cache_v(ck->cache, l),
@@ -432,7 +458,7 @@ static enum samkv_status run_layers(struct chunk *ck, struct samkv_error *err)
             return status;
         ck->ops->rmsnorm(ck->stream, ck->ws->hidden, c->hidden, layer->attn_norm, c->rms_eps, ck->n, (int)c->hidden,
                          ck->ws->norm, c->hidden);
-        project_qkv(ck, layer);
+        project_qkv(ck, layer, l);
         write_cache(ck, l);
         if (ck->pass->tap)
             run_tap(ck, l);
@@ -472,10 +498,27 @@ static enum samkv_status run_chunk(struct chunk *ck, struct samkv_error *err)
     return status;
 }
 
+/* Attention is computed without a window, which is the model's own only as long as no row is farther away than it. */
+static enum samkv_status check_window(const struct samkv_model *model, const struct samkv_pass *pass,
+                                      struct samkv_error *err)
+{
+    uint32_t window = model->config.window_tokens;
+    for (int i = 0; window && i < pass->n; i++)
+        if (pass->positions[i] >= (int64_t)window)
+            return samkv_fail(err, SAMKV_UNSUPPORTED,
+                              "position %d is beyond the %u tokens of model '%s's sliding window, whose attention over "
+                              "more is not supported: ask for fewer or shorter documents",
+                              pass->positions[i], window, model->name);
+    return SAMKV_OK;
+}
+
 enum samkv_status samkv_forward(const struct samkv_model *model, struct samkv_stream *stream,
                                 struct samkv_workspace *ws, const struct samkv_pass *pass, struct samkv_kv_cache *cache,
                                 struct samkv_error *err)
 {
+    enum samkv_status fits = check_window(model, pass, err);
+    if (fits)
+        return fits;
     int rows = pass->n < ws->chunk_rows ? pass->n : ws->chunk_rows;
     int32_t *host = malloc(2 * (size_t)rows * sizeof *host + 1);
     enum samkv_status status = SAMKV_OK;

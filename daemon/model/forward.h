@@ -92,14 +92,15 @@ struct samkv_pass {
     const bool *cancelled; /* looked at between chunks; may be NULL */
 };
 
-/* Runs the pass and waits for it. CANCELLED when *cancelled became true. */
+/* Runs the pass and waits for it. CANCELLED when *cancelled became true; UNSUPPORTED for a position that the model's
+ * sliding window does not reach back from. */
 enum samkv_status samkv_forward(const struct samkv_model *, struct samkv_stream *, struct samkv_workspace *,
                                 const struct samkv_pass *, struct samkv_kv_cache *,
                                 struct samkv_error *) SAMKV_MUST_USE;
 
 /*
  * Rows of one layer in one stored form into the cache, rows [first_row, first_row + n): K gets its RoPE from
- * `rope` (see samkv_rope_rows).
+ * `rope` (see samkv_rope_rows), unless the layer has none.
  */
 void samkv_cache_place(const struct samkv_model *, struct samkv_stream *, struct samkv_kv_cache *, uint32_t layer,
                        const void *k_src, const void *v_src, enum samkv_dtype src_dtype, const float *rope,
@@ -110,8 +111,15 @@ void samkv_cache_place(const struct samkv_model *, struct samkv_stream *, struct
 void samkv_rope_rows(const struct samkv_model *, struct samkv_stream *, const double *inv_freq_device,
                      const int32_t *positions, int n, int32_t *positions_device, float *table);
 
+/* The same without the model's RoPE scale (YaRN's): moves what has its RoPE already to other positions. */
+void samkv_rotation_rows(const struct samkv_model *, struct samkv_stream *, const double *inv_freq_device,
+                         const int32_t *positions, int n, int32_t *positions_device, float *table);
+
 /* The model's inverse frequencies on the device. */
 const double *samkv_workspace_inv_freq(const struct samkv_workspace *);
+
+/* On the device, [layers]: 1 for a layer without RoPE. NULL when all have it. */
+const uint8_t *samkv_workspace_no_rope(const struct samkv_workspace *);
 
 /* Rows of one chunk on this device. */
 int samkv_workspace_chunk_rows(const struct samkv_workspace *);

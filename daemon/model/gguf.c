@@ -94,7 +94,7 @@ static int by_key(const void *a, const void *b)
     return samkv_gguf_compare(x->key, x->key_bytes, y->key, y->key_bytes);
 }
 
-static int by_name(const void *a, const void *b)
+int samkv_gguf_by_name(const void *a, const void *b)
 {
     const struct gguf_entry *x = a, *y = b;
     return samkv_gguf_compare(x->name, x->name_bytes, y->name, y->name_bytes);
@@ -169,9 +169,9 @@ static enum samkv_status read_tensors(struct samkv_gguf *g, struct cursor *c, ui
         if (!take_tensor(c, &g->entries[g->entry_count]))
             return samkv_fail(err, SAMKV_CORRUPT, "the entry of tensor %zu is damaged or cut short", g->entry_count);
     }
-    qsort(g->entries, g->entry_count, sizeof *g->entries, by_name);
+    qsort(g->entries, g->entry_count, sizeof *g->entries, samkv_gguf_by_name);
     for (size_t i = 1; i < g->entry_count; i++)
-        if (!by_name(&g->entries[i - 1], &g->entries[i]))
+        if (!samkv_gguf_by_name(&g->entries[i - 1], &g->entries[i]))
             return samkv_fail(err, SAMKV_CORRUPT, "tensor %.*s occurs twice", printed(g->entries[i].name_bytes),
                               g->entries[i].name);
     return SAMKV_OK;
@@ -205,8 +205,10 @@ static enum samkv_status check_data(struct samkv_gguf *g, size_t directory_bytes
             return samkv_fail(err, SAMKV_CORRUPT, "tensor %.*s overlaps another", printed(e->name_bytes), e->name);
         used = e->offset + e->bytes;
     }
-    for (size_t i = 0; i < g->entry_count; i++)
+    for (size_t i = 0; i < g->entry_count; i++) {
+        g->entries[i].data = g->bytes + g->data_at + g->entries[i].offset;
         g->ordered[g->entries[i].order] = &g->entries[i];
+    }
     return SAMKV_OK;
 }
 
@@ -263,7 +265,12 @@ enum samkv_status samkv_gguf_open(const char *path, struct samkv_gguf **out, str
         return samkv_fail(err, status, "%.200s: %.280s", path, why.text);
     }
     (*out)->mapping = mapping;
-    return SAMKV_OK;
+    status = samkv_gguf_open_parts(*out, path, err);
+    if (status) {
+        samkv_gguf_close(*out);
+        *out = NULL;
+    }
+    return status;
 }
 
 void samkv_gguf_close(struct samkv_gguf *g)
@@ -273,6 +280,9 @@ void samkv_gguf_close(struct samkv_gguf *g)
     free(g->pairs);
     free(g->entries);
     free(g->ordered);
+    for (size_t i = 0; i < g->part_count; i++)
+        samkv_gguf_close(g->parts[i]);
+    free(g->parts);
     samkv_mapping_close(&g->mapping);
     free(g);
 }
@@ -281,7 +291,7 @@ enum samkv_status samkv_gguf_tensor(const struct samkv_gguf *g, const char *name
                                     struct samkv_error *err)
 {
     struct gguf_entry key = {.name = name, .name_bytes = strlen(name)};
-    const struct gguf_entry *e = bsearch(&key, g->entries, g->entry_count, sizeof key, by_name);
+    const struct gguf_entry *e = bsearch(&key, g->entries, g->entry_count, sizeof key, samkv_gguf_by_name);
     if (!e)
         return SAMKV_NOT_FOUND;
     uint32_t elements, bytes;
@@ -290,8 +300,7 @@ enum samkv_status samkv_gguf_tensor(const struct samkv_gguf *g, const char *name
         return samkv_fail(err, SAMKV_UNSUPPORTED, "tensor %.128s is encoded as %s (%u), which is not supported", name,
                           type ? type : "an unknown type", e->type);
     }
-    *out = (struct samkv_gguf_tensor){
-        .type = e->type, .dims = e->dims, .data = g->bytes + g->data_at + e->offset, .bytes = e->bytes};
+    *out = (struct samkv_gguf_tensor){.type = e->type, .dims = e->dims, .data = e->data, .bytes = e->bytes};
     memcpy(out->shape, e->shape, sizeof out->shape);
     return SAMKV_OK;
 }
@@ -307,8 +316,14 @@ const char *samkv_gguf_tensor_name(const struct samkv_gguf *g, size_t i, size_t 
     return g->ordered[i]->name;
 }
 
-const void *samkv_gguf_bytes(const struct samkv_gguf *g, size_t *bytes)
+size_t samkv_gguf_file_count(const struct samkv_gguf *g)
 {
-    *bytes = g->count_bytes;
-    return g->bytes;
+    return 1 + g->part_count;
+}
+
+const void *samkv_gguf_bytes(const struct samkv_gguf *g, size_t file, size_t *bytes)
+{
+    const struct samkv_gguf *f = file ? g->parts[file - 1] : g;
+    *bytes = f->count_bytes;
+    return f->bytes;
 }

@@ -31,8 +31,13 @@ enum samkv_ggml_type {
     SAMKV_GGML_BF16 = 30,
 };
 
+/*
+ * A model that is split over several files (metadata split.no, split.count) is opened by its first one; the others
+ * stand beside it under the names that gguf-split gives: NAME-00001-of-00003.gguf. Their tensors are found as if they
+ * were one file's; metadata is the first file's.
+ */
 enum samkv_status samkv_gguf_open(const char *path, struct samkv_gguf **out, struct samkv_error *) SAMKV_MUST_USE;
-/* The same over bytes that the caller keeps until close (tests, fuzzers). */
+/* One file's bytes that the caller keeps until close (tests, fuzzers), of a split model or not. */
 enum samkv_status samkv_gguf_from_bytes(const void *bytes, size_t count, struct samkv_gguf **out,
                                         struct samkv_error *) SAMKV_MUST_USE;
 void samkv_gguf_close(struct samkv_gguf *); /* NULL is allowed */
@@ -80,4 +85,6 @@ bool samkv_gguf_type_block(uint32_t type, uint32_t *elements, uint32_t *bytes);
 /* Dequantises `count` elements (a multiple of the type's block) from src. False for an unknown type. */
 bool samkv_gguf_dequantise(uint32_t type, const void *src, uint64_t count, float *dst);
 
-const void *samkv_gguf_bytes(const struct samkv_gguf *, size_t *bytes);
+/* The whole mapping of each file, for fingerprints. */
+size_t samkv_gguf_file_count(const struct samkv_gguf *);
+const void *samkv_gguf_bytes(const struct samkv_gguf *, size_t file, size_t *bytes);

@@ -37,10 +37,13 @@ struct gguf_entry {
     uint64_t shape[4];
     uint64_t offset, bytes; /* bytes is 0 for a type that cannot be read */
     size_t order;           /* place in the file's table */
+    const uint8_t *data;    /* in the mapping of its file */
 };
 
 struct samkv_gguf {
     struct samkv_mapping mapping; /* zeros when the bytes are the caller's */
+    struct samkv_gguf **parts;    /* of a split model the files behind the first, whose tensors are entries here, too */
+    size_t part_count;
     const uint8_t *bytes;
     size_t count_bytes, data_at;
     struct gguf_pair *pairs; /* by key */
@@ -52,6 +55,12 @@ struct samkv_gguf {
 
 /* Bytes of a scalar value type; 0 for strings, arrays and unknown numbers. */
 size_t samkv_gguf_value_bytes(uint32_t type);
+
+/* The other files of a split model whose first file is g: opened and merged into it. OK at once for a whole model. */
+enum samkv_status samkv_gguf_open_parts(struct samkv_gguf *, const char *path, struct samkv_error *) SAMKV_MUST_USE;
+
+/* For qsort and bsearch: struct gguf_entry by name. */
+int samkv_gguf_by_name(const void *, const void *);
 
 /* Compares names that are not NUL-terminated, as memcmp and then by length. */
 int samkv_gguf_compare(const char *a, uint64_t a_bytes, const char *b, uint64_t b_bytes);

@@ -6,10 +6,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "daemon/base/clock.h"
+#include "daemon/base/log.h"
 #include "daemon/model/gguf.h"
 #include "daemon/model/weights.h"
 
 #define ALIGNMENT     64
+#define PROGRESS_MS   2000
 #define STAGING_BYTES ((size_t)32 << 20) /* of each of two host buffers; a row has at most 2 MiB */
 
 struct samkv_model_storage {
@@ -22,14 +25,18 @@ struct placement {
     struct samkv_weight weight;
     enum samkv_slot slot;
     const void **pointer;
+    enum samkv_dtype dtype; /* on the device */
+    bool is_matrix;
+    bool in_place;   /* where the file has it */
     uint64_t bytes;  /* on the device */
-    uint64_t offset; /* in the allocation */
+    uint64_t offset; /* in the allocation, else */
 };
 
 struct plan {
     struct placement *items;
     size_t count;
-    uint64_t bytes;
+    uint64_t bytes; /* of the allocation */
+    bool in_place;  /* the source's mappings are kept */
 };
 
 static const void **slot_pointer(struct samkv_model *m, enum samkv_slot slot, uint32_t layer)
@@ -75,11 +82,10 @@ static enum samkv_status plan_slot(struct plan *p, const struct samkv_source *s,
         return status;
     item->slot = slot;
     item->pointer = slot_pointer(m, slot, layer);
-    item->bytes = item->weight.rows * item->weight.cols * samkv_dtype_bytes(m->device->dtype);
-    if (!is_fused(slot))
-        p->bytes = (p->bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    item->offset = p->bytes;
-    p->bytes += item->bytes;
+    uint64_t rows, cols;
+    item->is_matrix = !samkv_slot_is_vector(&s->config, slot, &rows, &cols);
+    item->dtype = item->is_matrix ? samkv_device_matrix_dtype(m->device) : m->device->dtype;
+    item->bytes = item->weight.rows * item->weight.cols * samkv_dtype_bytes(item->dtype);
     p->count++;
     return SAMKV_OK;
 }
@@ -101,24 +107,33 @@ static enum samkv_status make_plan(struct plan *p, const struct samkv_source *s,
     return status;
 }
 
-/* Whether the device can compute with the file's bytes as they are. */
-static bool fits_in_place(const struct plan *p, const struct samkv_device *d)
+/* Whether the device can compute with this tensor's bytes as they are in the file. */
+static bool fits_in_place(const struct placement *item, const struct samkv_device *d)
 {
-    if (!d->unified || d->dtype != SAMKV_F32)
-        return false;
-    for (size_t i = 0; i < p->count; i++) {
-        const struct samkv_weight *w = &p->items[i].weight;
-        if (w->type != SAMKV_GGML_F32 || w->interleaved || (uintptr_t)w->data % sizeof(float))
-            return false;
-    }
-    return true;
+    const struct samkv_weight *w = &item->weight;
+    return d->unified && w->type == samkv_ggml_of_dtype(item->dtype) && !w->interleaved &&
+           (uintptr_t)w->data % samkv_dtype_bytes(item->dtype) == 0;
 }
 
-static void use_in_place(const struct plan *p, struct samkv_model *m)
+/*
+ * The file's mapping is used when all matrices can be: vectors, which are small, are converted where they must.
+ * Everything else gets its place in one allocation.
+ */
+static void lay_out(struct plan *p, const struct samkv_device *d)
 {
+    p->in_place = true;
+    for (size_t i = 0; i < p->count; i++)
+        if (p->items[i].is_matrix && !fits_in_place(&p->items[i], d))
+            p->in_place = false;
     for (size_t i = 0; i < p->count; i++) {
-        *p->items[i].pointer = p->items[i].weight.data;
-        m->weight_bytes += p->items[i].bytes;
+        struct placement *item = &p->items[i];
+        item->in_place = p->in_place && fits_in_place(item, d);
+        if (item->in_place)
+            continue;
+        if (!is_fused(item->slot))
+            p->bytes = (p->bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+        item->offset = p->bytes;
+        p->bytes += item->bytes;
     }
 }
 
@@ -127,11 +142,11 @@ static enum samkv_status upload(struct samkv_stream *stream, const struct placem
                                 void *const staging[2], struct samkv_error *err)
 {
     struct samkv_device *d = stream->device;
-    uint64_t row_bytes = item->weight.cols * samkv_dtype_bytes(d->dtype), step = STAGING_BYTES / row_bytes;
+    uint64_t row_bytes = item->weight.cols * samkv_dtype_bytes(item->dtype), step = STAGING_BYTES / row_bytes;
     int turn = 0;
     for (uint64_t row = 0; row < item->weight.rows; row += step, turn ^= 1) {
         uint64_t count = item->weight.rows - row < step ? item->weight.rows - row : step;
-        samkv_weight_convert(&item->weight, row, count, d->dtype, staging[turn]);
+        samkv_weight_convert(&item->weight, row, count, item->dtype, staging[turn]);
         enum samkv_status status = d->ops->sync(stream, err);
         if (status)
             return status;
@@ -140,9 +155,28 @@ static enum samkv_status upload(struct samkv_stream *stream, const struct placem
     return d->ops->sync(stream, err);
 }
 
-static enum samkv_status upload_all(const struct plan *p, struct samkv_device *d, uint8_t *base,
-                                    struct samkv_error *err)
+/* Tells every few seconds how far a large file is. */
+struct progress {
+    const char *name;
+    uint64_t done, all;
+    double told_ms;
+};
+
+static void tell_progress(struct progress *p, uint64_t bytes)
 {
+    double now = samkv_now_ms();
+    p->done += bytes;
+    if (now - p->told_ms < PROGRESS_MS)
+        return;
+    p->told_ms = now;
+    samkv_log(SAMKV_LOG_INFO, "model loading name=%s weights=%llu MB of %llu MB", p->name,
+              (unsigned long long)(p->done >> 20), (unsigned long long)(p->all >> 20));
+}
+
+static enum samkv_status upload_all(const struct plan *p, struct samkv_model *m, uint8_t *base, struct samkv_error *err)
+{
+    struct samkv_device *d = m->device;
+    struct progress progress = {m->name, 0, p->bytes, samkv_now_ms()};
     struct samkv_stream *stream = NULL;
     void *staging[2] = {NULL, NULL};
     enum samkv_status status = d->ops->stream_new(d, &stream);
@@ -150,8 +184,10 @@ static enum samkv_status upload_all(const struct plan *p, struct samkv_device *d
         status = d->ops->host_alloc(d, STAGING_BYTES, &staging[i]);
     if (status)
         (void)samkv_fail(err, status, "no buffers to copy weights to %s", d->name);
-    for (size_t i = 0; !status && i < p->count; i++)
+    for (size_t i = 0; !status && i < p->count; i++) {
         status = upload(stream, &p->items[i], base + p->items[i].offset, staging, err);
+        tell_progress(&progress, p->items[i].bytes);
+    }
     for (int i = 0; i < 2; i++)
         if (staging[i])
             d->ops->host_release(d, staging[i]);
@@ -160,23 +196,32 @@ static enum samkv_status upload_all(const struct plan *p, struct samkv_device *d
     return status;
 }
 
+/* Points the model at its weights, which go to the device where they are not in place. */
 static enum samkv_status convert_all(const struct plan *p, struct samkv_model *m, struct samkv_error *err)
 {
     struct samkv_device *d = m->device;
-    void *base = NULL;
-    enum samkv_status status = p->bytes > SIZE_MAX ? SAMKV_NO_MEMORY : d->ops->alloc(d, (size_t)p->bytes, &base);
+    uint8_t *base = NULL;
+    struct progress progress = {m->name, 0, p->bytes, samkv_now_ms()};
+    enum samkv_status status = p->bytes > SIZE_MAX ? SAMKV_NO_MEMORY : SAMKV_OK;
+    if (!status && p->bytes)
+        status = d->ops->alloc(d, (size_t)p->bytes, (void **)&base);
     if (status)
         return samkv_fail(err, status, "no memory on %s for %llu MiB of weights", d->name,
                           (unsigned long long)(p->bytes >> 20));
     m->storage->allocation = base;
-    m->weight_bytes = p->bytes;
-    for (size_t i = 0; i < p->count; i++)
-        *p->items[i].pointer = (uint8_t *)base + p->items[i].offset;
-    if (!d->unified)
-        return upload_all(p, d, base, err);
     for (size_t i = 0; i < p->count; i++) {
         const struct placement *item = &p->items[i];
-        samkv_weight_convert(&item->weight, 0, item->weight.rows, d->dtype, (uint8_t *)base + item->offset);
+        *item->pointer = item->in_place ? (const void *)item->weight.data : base + item->offset;
+        m->weight_bytes += item->bytes;
+    }
+    if (!d->unified)
+        return upload_all(p, m, base, err);
+    for (size_t i = 0; i < p->count; i++) {
+        const struct placement *item = &p->items[i];
+        if (item->in_place)
+            continue;
+        samkv_weight_convert(&item->weight, 0, item->weight.rows, item->dtype, base + item->offset);
+        tell_progress(&progress, item->bytes);
     }
     return SAMKV_OK;
 }
@@ -189,14 +234,14 @@ static bool follows(const void *a, uint64_t elements, const void *b, enum samkv_
 static void find_fused(struct samkv_model *m)
 {
     const struct samkv_model_config *c = &m->config;
-    enum samkv_dtype t = m->device->dtype;
+    enum samkv_dtype t = m->device->dtype, w = samkv_device_matrix_dtype(m->device);
     uint64_t q = (uint64_t)c->heads * c->head_dim, kv = (uint64_t)c->kv_heads * c->head_dim, in = c->hidden;
     for (uint32_t l = 0; l < c->layers; l++) {
         struct samkv_layer *layer = &m->layers[l];
         bool bias = !layer->bq || (follows(layer->bq, q, layer->bk, t) && follows(layer->bk, kv, layer->bv, t));
         layer->qkv_fused =
-            bias && follows(layer->wq, q * in, layer->wk, t) && follows(layer->wk, kv * in, layer->wv, t);
-        layer->gate_up_fused = follows(layer->w_gate, c->ffn * in, layer->w_up, t);
+            bias && follows(layer->wq, q * in, layer->wk, w) && follows(layer->wk, kv * in, layer->wv, w);
+        layer->gate_up_fused = follows(layer->w_gate, c->ffn * in, layer->w_up, w);
     }
 }
 
@@ -210,16 +255,17 @@ static enum samkv_status take_weights(struct samkv_model *m, struct samkv_source
     if (!m->layers)
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for %u layers", m->config.layers);
     enum samkv_status status = make_plan(&plan, s, m, err);
-    if (!status && fits_in_place(&plan, m->device)) {
-        use_in_place(&plan, m);
-        m->storage->source = s;
-        *source = NULL;
-    } else if (!status) {
+    if (!status) {
+        lay_out(&plan, m->device);
         status = convert_all(&plan, m, err);
     }
     free(plan.items);
     if (status)
         return status;
+    if (plan.in_place) {
+        m->storage->source = s;
+        *source = NULL;
+    }
     if (m->config.tied_embeddings)
         m->lm_head = m->embedding;
     find_fused(m);

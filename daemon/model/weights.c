@@ -56,13 +56,37 @@ bool samkv_slot_is_vector(const struct samkv_model_config *c, enum samkv_slot sl
     return !shapes[slot][0];
 }
 
+/* pattern with its one %u, if any, replaced. */
+static void write_name(const char *pattern, const uint32_t *layer, char *out, size_t bytes)
+{
+    const char *mark = layer ? strstr(pattern, "%u") : NULL;
+    if (mark)
+        snprintf(out, bytes, "%.*s%u%s", (int)(mark - pattern), pattern, *layer, mark + 2);
+    else
+        snprintf(out, bytes, "%s", pattern);
+}
+
 void samkv_slot_name(const char *const *names, enum samkv_slot slot, uint32_t layer, char *out, size_t bytes)
 {
-    const char *mark = slot < SAMKV_SLOT_ATTN_NORM ? NULL : strstr(names[slot], "%u");
-    if (mark)
-        snprintf(out, bytes, "%.*s%u%s", (int)(mark - names[slot]), names[slot], layer, mark + 2);
-    else
-        snprintf(out, bytes, "%s", names[slot]);
+    write_name(names[slot], slot < SAMKV_SLOT_ATTN_NORM ? NULL : &layer, out, bytes);
+}
+
+void samkv_slot_place(const struct samkv_source_ops *ops, const struct samkv_model_config *c, enum samkv_slot slot,
+                      uint32_t layer, char *out, size_t bytes, uint64_t *first, uint64_t *total)
+{
+    uint64_t q = (uint64_t)c->heads * c->head_dim, kv = (uint64_t)c->kv_heads * c->head_dim, rows, cols;
+    bool attention = slot == SAMKV_SLOT_WQ || slot == SAMKV_SLOT_WK || slot == SAMKV_SLOT_WV;
+    bool mlp = slot == SAMKV_SLOT_GATE || slot == SAMKV_SLOT_UP;
+    (void)samkv_slot_is_vector(c, slot, &rows, &cols);
+    *first = 0;
+    *total = rows;
+    if (c->family != SAMKV_FAMILY_PHI3 || (!attention && !mlp)) {
+        samkv_slot_name(ops->names, slot, layer, out, bytes);
+        return;
+    }
+    write_name(attention ? ops->qkv_name : ops->gate_up_name, &layer, out, bytes);
+    *total = attention ? q + 2 * kv : 2 * (uint64_t)c->ffn;
+    *first = slot == SAMKV_SLOT_WK ? q : slot == SAMKV_SLOT_WV ? q + kv : slot == SAMKV_SLOT_UP ? c->ffn : 0;
 }
 
 static void print_shape(const struct samkv_raw_tensor *raw, char *out, size_t bytes)
@@ -77,11 +101,11 @@ enum samkv_status samkv_source_find(const struct samkv_source *s, enum samkv_slo
                                     struct samkv_weight *out, struct samkv_error *err)
 {
     char name[64], want[48], got[96];
-    samkv_slot_name(s->ops->names, slot, layer, name, sizeof name);
     struct samkv_raw_tensor raw = {0};
-    uint64_t rows, cols;
+    uint64_t rows, cols, first, total;
     bool vector = samkv_slot_is_vector(&s->config, slot, &rows, &cols);
-    struct samkv_raw_tensor expected = {.dims = vector ? 1 : 2, .shape = {vector ? cols : rows, cols}};
+    samkv_slot_place(s->ops, &s->config, slot, layer, name, sizeof name, &first, &total);
+    struct samkv_raw_tensor expected = {.dims = vector ? 1 : 2, .shape = {vector ? cols : total, cols}};
     print_shape(&expected, want, sizeof want);
 
     enum samkv_status status = s->ops->lookup(s, name, &raw, err);
@@ -99,6 +123,7 @@ enum samkv_status samkv_source_find(const struct samkv_source *s, enum samkv_slo
                           samkv_gguf_type_name(raw.type));
     bool rotated = slot == SAMKV_SLOT_WQ || slot == SAMKV_SLOT_WK || slot == SAMKV_SLOT_BQ || slot == SAMKV_SLOT_BK;
     *out = (struct samkv_weight){.data = raw.data, .type = raw.type, .rows = rows, .cols = cols};
+    out->data += first * samkv_weight_row_bytes(out);
     if (s->interleaved && rotated) {
         out->interleaved = s->config.head_dim;
         if (vector) /* a bias is permuted element by element */

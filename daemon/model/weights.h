@@ -56,6 +56,8 @@ struct samkv_source;
 
 struct samkv_source_ops {
     const char *const *names; /* [SAMKV_SLOTS]; a layer's have one %u */
+    /* Of Phi-3, where Q, K and V are rows of one matrix, gate and up of another. */
+    const char *qkv_name, *gate_up_name;
     enum samkv_status (*lookup)(const struct samkv_source *, const char *name, struct samkv_raw_tensor *,
                                 struct samkv_error *);
     void (*close)(struct samkv_source *); /* frees the whole */
@@ -84,9 +86,17 @@ bool samkv_slot_is_vector(const struct samkv_model_config *, enum samkv_slot, ui
 /* The tensor's name in that source; bytes of at least 64. */
 void samkv_slot_name(const char *const *names, enum samkv_slot, uint32_t layer, char *out, size_t bytes);
 
+/* The same for a model whose file may hold several slots in one matrix: its name, and where the slot's rows begin in
+ * it. *total is the matrix's rows; that of the slot alone where it is not shared. */
+void samkv_slot_place(const struct samkv_source_ops *, const struct samkv_model_config *, enum samkv_slot,
+                      uint32_t layer, char *out, size_t bytes, uint64_t *first, uint64_t *total);
+
 /* The tensor, its shape checked. A missing one or a wrong shape is refused in one line with its name and the shapes. */
 enum samkv_status samkv_source_find(const struct samkv_source *, enum samkv_slot, uint32_t layer,
                                     struct samkv_weight *out, struct samkv_error *) SAMKV_MUST_USE;
+
+/* The encoding that holds a numeric type as it is. */
+uint32_t samkv_ggml_of_dtype(enum samkv_dtype);
 
 /* Bytes of one row as the file has it. */
 size_t samkv_weight_row_bytes(const struct samkv_weight *);

@@ -38,7 +38,7 @@ static uint64_t source_row(const struct samkv_weight *w, uint64_t r)
     return r - in + 2 * (in % (d / 2)) + in / (d / 2);
 }
 
-static uint32_t same_type(enum samkv_dtype dtype)
+uint32_t samkv_ggml_of_dtype(enum samkv_dtype dtype)
 {
     return dtype == SAMKV_F32 ? SAMKV_GGML_F32 : dtype == SAMKV_F16 ? SAMKV_GGML_F16 : SAMKV_GGML_BF16;
 }
@@ -74,7 +74,7 @@ static void *run(void *arg)
 {
     const struct job *j = arg;
     size_t src_row = samkv_weight_row_bytes(j->weight), dst_row = (size_t)j->weight->cols * samkv_dtype_bytes(j->dtype);
-    bool same = j->weight->type == same_type(j->dtype);
+    bool same = j->weight->type == samkv_ggml_of_dtype(j->dtype);
     for (uint64_t i = 0; i < j->count; i++) {
         const uint8_t *src = j->weight->data + source_row(j->weight, j->first + i) * src_row;
         if (same)

@@ -52,7 +52,13 @@ static void close_gguf(struct samkv_source *base)
     free(s);
 }
 
-static const struct samkv_source_ops ops = {.names = names, .lookup = lookup, .close = close_gguf};
+static const struct samkv_source_ops ops = {
+    .names = names,
+    .qkv_name = "blk.%u.attn_qkv.weight",
+    .gate_up_name = "blk.%u.ffn_up.weight",
+    .lookup = lookup,
+    .close = close_gguf,
+};
 
 static bool is_known(const struct samkv_model_config *c, const char *name, size_t bytes)
 {
@@ -60,6 +66,7 @@ static bool is_known(const struct samkv_model_config *c, const char *name, size_
     if (bytes == strlen(rope_freqs) && !memcmp(name, rope_freqs, bytes))
         return true;
     unsigned long layer = 0;
+    uint64_t first, total;
     char known[64];
     if (bytes >= sizeof known)
         return false;
@@ -72,7 +79,7 @@ static bool is_known(const struct samkv_model_config *c, const char *name, size_
     for (enum samkv_slot slot = 0; slot < SAMKV_SLOTS; slot++) {
         if (!samkv_slot_present(c, slot))
             continue;
-        samkv_slot_name(names, slot, (uint32_t)layer, known, sizeof known);
+        samkv_slot_place(&ops, c, slot, (uint32_t)layer, known, sizeof known, &first, &total);
         if (bytes == strlen(known) && !memcmp(name, known, bytes))
             return true;
     }
@@ -104,13 +111,15 @@ static enum samkv_status read_all(struct gguf_source *s, struct samkv_error *err
         status = samkv_tokenizer_from_gguf(s->file, &s->base.tokenizer, err);
     if (status)
         return status;
-    s->base.interleaved = s->base.config.family == SAMKV_FAMILY_LLAMA;
+    s->base.interleaved = s->base.config.family == SAMKV_FAMILY_LLAMA || s->base.config.family == SAMKV_FAMILY_SMOLLM3;
     struct samkv_fingerprint *f = samkv_fingerprint_new("gguf");
     if (!f)
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory to open a model");
-    size_t bytes;
-    const void *data = samkv_gguf_bytes(s->file, &bytes);
-    samkv_fingerprint_add_file(f, data, bytes);
+    for (size_t i = 0; i < samkv_gguf_file_count(s->file); i++) {
+        size_t bytes;
+        const void *data = samkv_gguf_bytes(s->file, i, &bytes);
+        samkv_fingerprint_add_file(f, data, bytes);
+    }
     samkv_fingerprint_finish(f, s->base.fingerprint);
     return SAMKV_OK;
 }

@@ -88,7 +88,13 @@ static void close_hf(struct samkv_source *base)
     free(s);
 }
 
-static const struct samkv_source_ops ops = {.names = names, .lookup = lookup, .close = close_hf};
+static const struct samkv_source_ops ops = {
+    .names = names,
+    .qkv_name = "model.layers.%u.self_attn.qkv_proj.weight",
+    .gate_up_name = "model.layers.%u.mlp.gate_up_proj.weight",
+    .lookup = lookup,
+    .close = close_hf,
+};
 
 static enum samkv_status join(const char *directory, const char *file, char out[MAX_PATH_BYTES],
                               struct samkv_error *err)

@@ -162,7 +162,8 @@ static enum samkv_status check_sizes(const struct samkv_collection *c, const str
 {
     const struct samkv_model_config *config = &engine->model->config;
     bool fits = c->block_tokens >= 1 && c->block_tokens <= SAMKV_MAX_BLOCK_TOKENS && c->init_tokens <= MAX_ANCHORS &&
-                c->local_tokens >= 1 && c->local_tokens <= MAX_ANCHORS && c->preamble_tokens < config->context_tokens;
+                c->local_tokens >= 1 && c->local_tokens <= MAX_ANCHORS &&
+                c->preamble_tokens < samkv_config_most_tokens(config);
     for (uint32_t i = 0; fits && i < c->preamble_tokens; i++)
         fits = c->preamble[i] >= 0 && (uint32_t)c->preamble[i] < config->vocab;
     return fits
@@ -187,7 +188,7 @@ static enum samkv_status on_collection(void *arg, const struct samkv_collection 
     if (st == SAMKV_OK)
         st = check_sizes(c, engine, err);
     if (st == SAMKV_OK) {
-        *max_tokens = engine->model->config.context_tokens - c->preamble_tokens;
+        *max_tokens = samkv_config_most_tokens(&engine->model->config) - c->preamble_tokens;
         if (*max_tokens < c->preamble_tokens) /* the preamble is a document, too, behind nothing */
             *max_tokens = c->preamble_tokens;
         *vocab = engine->model->config.vocab;

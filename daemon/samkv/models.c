@@ -139,9 +139,12 @@ static enum samkv_status open_device(const struct samkv_models_options *options,
                                      struct samkv_device **out, char *note, size_t note_bytes, struct samkv_error *err)
 {
     enum samkv_dtype wanted = options->dtype == SAMKV_F16 ? SAMKV_F16 : SAMKV_BF16;
-    if (!strcmp(spec, "cpu"))
-        return samkv_cpu_device_new(options->threads, out, err);
-    return samkv_device_open(spec, wanted, out, note, note_bytes, err);
+    enum samkv_status status = !strcmp(spec, "cpu") ? samkv_cpu_device_new(options->threads, out, err)
+                                                    : samkv_device_open(spec, wanted, out, note, note_bytes, err);
+    /* Whoever asks for another type than bf16 wants its precision. */
+    if (!status && (options->dtype < 0 || options->dtype == SAMKV_BF16))
+        (void)samkv_cpu_use_bf16(*out);
+    return status;
 }
 
 /* What a device with a memory of its own needs for fetches, from what the models left of it. */

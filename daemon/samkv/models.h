@@ -47,7 +47,8 @@ struct samkv_models_options {
     const char *const *specs; /* "NAME=PATH" or "PATH" (named after its last component) */
     size_t spec_count;
     const char *device; /* see samkv_device_open */
-    int dtype;          /* enum samkv_dtype of the store, -1: f32 on the CPU, bf16 on a GPU */
+    int dtype;          /* enum samkv_dtype of the store, -1: f32 on the CPU, bf16 on a GPU. With -1 and BF16 a CPU
+                         * that multiplies bf16 has its matrices in it (samkv_cpu_use_bf16) */
     int threads;        /* of the CPU; 0: all */
     /* Of a GPU: blocks and indexes of hot documents, and replies. 0: a quarter of what the models leave free, each. */
     uint64_t device_cache_bytes, device_reply_bytes;

@@ -195,8 +195,8 @@ static enum samkv_status make_table(struct samkv_packer *pk, const struct samkv_
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     for (uint32_t i = 0; i < rows; i++)
         positions[i] = position;
-    samkv_rope_rows(pass->engine->model, pass->engine->stream, samkv_workspace_inv_freq(pass->engine->workspace),
-                    positions, (int)rows, pk->positions, table);
+    samkv_rotation_rows(pass->engine->model, pass->engine->stream, samkv_workspace_inv_freq(pass->engine->workspace),
+                        positions, (int)rows, pk->positions, table);
     enum samkv_status status = pk->device->ops->sync(pass->engine->stream, err);
     free(positions);
     return status;
@@ -322,11 +322,13 @@ static void take_means(const struct run *r, struct samkv_stream *stream, const s
     const uint8_t *keys = (const uint8_t *)samkv_kv_cache_k(r->cache, tap->layer) + r->first_row * row_bytes;
 
     ops->segment_mean(stream, keys, width, r->pk->offsets, (int)blocks, (int)width, k_means);
-    ops->rope_f32(stream, k_means, r->pk->rope_back, (int)blocks, (int)c->kv_heads, (int)c->head_dim);
+    if (!c->no_rope[tap->layer])
+        ops->rope_f32(stream, k_means, r->pk->rope_back, (int)blocks, (int)c->kv_heads, (int)c->head_dim);
     for (uint32_t i = 0; i < parts; i++)
         ops->segment_mean(stream, tap->q, tap->ld, r->pk->offsets + blocks + 1 + 2 * (size_t)i, 1, (int)q_width,
                           q_means + i * q_width);
-    ops->rope_f32(stream, q_means, r->pk->rope_back, (int)parts, (int)c->heads, (int)c->head_dim);
+    if (!c->no_rope[tap->layer])
+        ops->rope_f32(stream, q_means, r->pk->rope_back, (int)parts, (int)c->heads, (int)c->head_dim);
 }
 
 static void on_layer(void *arg, struct samkv_stream *stream, const struct samkv_tap *tap)

@@ -141,6 +141,7 @@ struct scoring_memory {
     const float **index;
     int32_t *first_block, *starts;
     float *rope, *work, *scores;
+    uint8_t *no_rope; /* NULL when all layers have RoPE */
 };
 
 static size_t cut(size_t *at, size_t bytes)
@@ -158,7 +159,7 @@ static enum samkv_status scoring_memory_init(struct scoring_memory *m, const str
     size_t index = cut(&at, n * layers * sizeof *m->index), first_block = cut(&at, (n + 1) * sizeof(int32_t));
     size_t starts = cut(&at, n * sizeof(int32_t)), rope = cut(&at, n * c->head_dim * sizeof(float));
     size_t work = cut(&at, n * layers * (c->heads + (size_t)c->kv_heads * c->head_dim) * sizeof(float));
-    size_t scores = cut(&at, layers * (size_t)s->first_block[n] * sizeof(float));
+    size_t scores = cut(&at, layers * (size_t)s->first_block[n] * sizeof(float)), no_rope = cut(&at, layers);
     enum samkv_status status = e->device->ops->alloc(e->device, at, (void **)&m->base);
     if (status)
         return status;
@@ -168,6 +169,7 @@ static enum samkv_status scoring_memory_init(struct scoring_memory *m, const str
     m->rope = (float *)(m->base + rope);
     m->work = (float *)(m->base + work);
     m->scores = (float *)(m->base + scores);
+    m->no_rope = c->any_no_rope ? m->base + no_rope : NULL;
     return SAMKV_OK;
 }
 
@@ -178,6 +180,9 @@ static enum samkv_status run_scores(const struct samkv_engine *e, const struct s
     const struct samkv_model_config *c = &e->model->config;
     const struct samkv_ops *ops = e->device->ops;
     size_t n = s->documents, layers = q->stable_count;
+    uint8_t no_rope[SAMKV_MAX_LAYERS];
+    for (size_t i = 0; i < layers; i++)
+        no_rope[i] = c->no_rope[q->stable_layers[i]];
     const struct samkv_score score = {
         .documents = (int)n,
         .layers = (int)layers,
@@ -189,12 +194,16 @@ static enum samkv_status run_scores(const struct samkv_engine *e, const struct s
         .first_block = m->first_block,
         .blocks = s->first_block[n],
         .rope = m->rope,
+        .no_rope = m->no_rope,
         .work = m->work,
         .scores = m->scores,
     };
     ops->upload(e->stream, m->index, s->index, n * layers * sizeof *s->index);
     ops->upload(e->stream, m->first_block, s->first_block, (n + 1) * sizeof *s->first_block);
-    samkv_rope_rows(e->model, e->stream, samkv_workspace_inv_freq(e->workspace), s->starts, (int)n, m->starts, m->rope);
+    samkv_rotation_rows(e->model, e->stream, samkv_workspace_inv_freq(e->workspace), s->starts, (int)n, m->starts,
+                        m->rope);
+    if (m->no_rope)
+        ops->upload(e->stream, m->no_rope, no_rope, layers);
     ops->score(e->stream, &score);
     ops->download(e->stream, s->scores, m->scores, layers * (size_t)s->first_block[n] * sizeof(float));
     return ops->sync(e->stream, err);

@@ -73,6 +73,11 @@ static void rotate(double *x, uint32_t heads, uint32_t d, const double *inv_freq
     }
 }
 
+static bool is_rotated(const struct samkv_select_input *in, uint32_t s)
+{
+    return !in->no_rope || !in->no_rope[in->stable_layers[s]];
+}
+
 static double cosine(const double *a, const float *b, uint32_t d)
 {
     double dot = 0, aa = 0, bb = 0;
@@ -104,7 +109,8 @@ static void weigh_local_queries(struct work *w)
             double *q = q_local_of(w, i, s), *c = cosine_of(w, i, s), *sum = w->bias_sum + s * w->q_width;
             for (size_t j = 0; j < w->q_width; j++)
                 q[j] = in->documents[i].qlocal[s][j];
-            rotate(q, in->heads, in->head_dim, in->inv_freq, in->documents[i].start);
+            if (is_rotated(in, s))
+                rotate(q, in->heads, in->head_dim, in->inv_freq, in->documents[i].start);
             for (uint32_t h = 0; h < in->heads; h++) {
                 size_t at = (size_t)h * in->head_dim;
                 c[h] = fabs(cosine(q + at, in->q_query[s] + at, in->head_dim));
@@ -134,7 +140,8 @@ static void personalise(const struct work *w, uint32_t i, uint32_t s, double *ou
             out[(size_t)(h / group) * d + j] += q / group;
         }
     }
-    rotate(out, in->kv_heads, d, in->inv_freq, -(double)in->documents[i].start);
+    if (is_rotated(in, s))
+        rotate(out, in->kv_heads, d, in->inv_freq, -(double)in->documents[i].start);
 }
 
 static double dot(const double *q, const float *k, size_t width)

@@ -25,6 +25,7 @@ struct samkv_select_input {
     const uint32_t *stable_layers; /* ascending */
     uint32_t heads, kv_heads, head_dim;
     const double *inv_freq;      /* [d/2] */
+    const bool *no_rope;         /* by layer: its vectors are not rotated. NULL: all layers' are */
     const float *const *q_query; /* [S] → [H][d]: the generic query vector, after RoPE at joint positions */
     const float *scores;         /* [S][all blocks], documents in order: steps 2 and 3 were a device's; else NULL */
     const struct samkv_select_document *documents;

@@ -7,7 +7,7 @@
  *               each. A row or tile is always computed by one thread in one order, so results do not depend on timing.
  *   row kernels struct samkv_cpu_simd: what one thread does to one row or tile, vectorised. The same source
  *               (cpu_simd_*.h) is compiled once for each instruction set, and the best one is chosen at run time.
- *   oneDNN      large matrix products (cpu_matmul.c), and nothing else.
+ *   oneDNN      large matrix products (cpu_matmul.c, cpu_matmul_bf16.c), and nothing else.
  */
 #include <stdbool.h>
 #include <stddef.h>
@@ -49,9 +49,13 @@ struct samkv_cpu_tile {
 struct samkv_cpu_simd {
     const char *name;
     void (*attention_tile)(const struct samkv_cpu_tile *);
+    /* The same with products of bf16; NULL where the set multiplies none. */
+    void (*attention_tile_bf16)(const struct samkv_cpu_tile *);
     size_t (*attention_scratch)(int head_dim); /* bytes, a multiple of 64 */
     /* y[i][o] (+)= x_i · w_o + bias[o] for i < n and o in [from, to) */
     void (*matmul_rows)(const struct samkv_matmul *, int from, int to);
+    /* The same over weights in bf16, x staying f32; NULL where the set multiplies no bf16. */
+    void (*matmul_rows_bf16)(const struct samkv_matmul *, int from, int to);
     void (*rmsnorm)(const float *x, const float *gain, float eps, int width, float *out); /* out may be x */
     /* dst = src rotated by table [2][half]; dst may be src */
     void (*rope)(const float *src, const float *table, int half, float *dst);
@@ -68,8 +72,9 @@ struct samkv_cpu_simd {
 
 extern const struct samkv_cpu_simd samkv_cpu_simd_portable;
 #if SAMKV_CPU_X86
-extern const struct samkv_cpu_simd samkv_cpu_simd_avx2;   /* with FMA and F16C */
-extern const struct samkv_cpu_simd samkv_cpu_simd_avx512; /* F, BW, DQ and VL */
+extern const struct samkv_cpu_simd samkv_cpu_simd_avx2;        /* with FMA and F16C */
+extern const struct samkv_cpu_simd samkv_cpu_simd_avx512;      /* F, BW, DQ and VL */
+extern const struct samkv_cpu_simd samkv_cpu_simd_avx512_bf16; /* with BF16 */
 #endif
 
 struct samkv_cpu_device {
@@ -119,6 +124,8 @@ void samkv_cpu_rmsnorm(struct samkv_stream *, const void *x, size_t ldx, const v
 void samkv_cpu_head_norm(struct samkv_stream *, void *x, size_t ldx, const void *gain, float eps, int n, int heads,
                          int head_dim);
 void samkv_cpu_matmul(struct samkv_stream *, const struct samkv_matmul *);
+/* Of many rows, over weights in bf16. */
+void samkv_cpu_matmul_bf16(struct samkv_stream *, const struct samkv_matmul *);
 void samkv_cpu_rope_table(struct samkv_stream *, const double *inv_freq, int half, const int32_t *pos, int n,
                           float scale, float *table);
 void samkv_cpu_rope(struct samkv_stream *, void *x, size_t ldx, const float *table, int n, int heads, int head_dim);

@@ -27,6 +27,7 @@ void samkv_cpu_attention(struct samkv_stream *stream, const struct samkv_attenti
     if (a->n == 0 || samkv_cpu_stream_failed(stream))
         return;
     const struct samkv_cpu_device *cpu = samkv_cpu_of(stream);
+    bool bf16 = cpu->base.bf16_matrices && a->head_dim % 2 == 0;
     int64_t rows = (int64_t)a->n * (a->heads / a->kv_heads);
     int team = samkv_cpu_team(stream, (size_t)rows * (size_t)a->n_keys * (size_t)a->kv_heads);
     int64_t size = tile_rows(rows, a->kv_heads, team);
@@ -47,6 +48,9 @@ void samkv_cpu_attention(struct samkv_stream *stream, const struct samkv_attenti
             .rows = (int)(left < size ? left : size),
             .scratch = (float *)(scratch + share * (size_t)omp_get_thread_num()),
         };
-        cpu->simd->attention_tile(&tile);
+        if (bf16)
+            cpu->simd->attention_tile_bf16(&tile);
+        else
+            cpu->simd->attention_tile(&tile);
     }
 }

@@ -23,24 +23,33 @@ static float update_theta(const struct samkv_cpu_simd *simd, const struct samkv_
     return c < 0.0f ? 0.0f : c > 1.0f ? 1.0f : c;
 }
 
+/* dst = src with its RoPE, or as it is without a table; dst may be src. */
+static void rotate(const struct samkv_cpu_simd *simd, const float *src, const float *table, int head_dim, float *dst)
+{
+    if (table)
+        simd->rope(src, table, head_dim / 2, dst);
+    else if (dst != src)
+        memcpy(dst, src, (size_t)head_dim * sizeof *dst);
+}
+
 /* What kernels.h says of one row. */
 static void write_row(const struct samkv_cpu_simd *simd, const struct samkv_kv_write *w, int i)
 {
     size_t dim = (size_t)w->head_dim, width = (size_t)w->kv_heads * dim;
     size_t row = (size_t)(w->rows ? w->rows[i] : w->first_row + i);
     const float *k = (const float *)w->k + (size_t)i * w->ld, *v = (const float *)w->v + (size_t)i * w->ld;
-    const float *table = w->rope + (size_t)i * dim;
+    const float *table = w->rope ? w->rope + (size_t)i * dim : NULL;
     float *k_cache = (float *)w->k_cache + row * width, *v_cache = (float *)w->v_cache + row * width;
     bool overwrite = w->update == SAMKV_UPDATE_OVERWRITE || i >= w->fresh_from;
     float rotated[SAMKV_CPU_MAX_HEAD_DIM];
 
     for (int g = 0; g < w->kv_heads; g++, k += dim, v += dim, k_cache += dim, v_cache += dim) {
         if (overwrite) {
-            simd->rope(k, table, w->head_dim / 2, k_cache);
+            rotate(simd, k, table, w->head_dim, k_cache);
             memcpy(v_cache, v, dim * sizeof *v);
             continue;
         }
-        simd->rope(k, table, w->head_dim / 2, rotated);
+        rotate(simd, k, table, w->head_dim, rotated);
         float theta = update_theta(simd, w, k_cache, rotated);
         simd->mix(rotated, theta, w->head_dim, k_cache);
         simd->mix(v, theta, w->head_dim, v_cache);
@@ -80,7 +89,7 @@ static void place_row(const struct samkv_cpu_simd *simd, const struct samkv_plac
 
     to_f32(simd, (const char *)p->v_src + from, p->src_dtype, width, (float *)p->v_cache + to);
     to_f32(simd, (const char *)p->k_src + from, p->src_dtype, width, k);
-    for (int g = 0; g < p->kv_heads; g++)
+    for (int g = 0; g < p->kv_heads && p->rope; g++)
         simd->rope(k + (size_t)g * dim, p->rope + (size_t)i * dim, p->head_dim / 2, k + (size_t)g * dim);
 }
 
@@ -108,7 +117,7 @@ static void place_run(const struct samkv_cpu_simd *simd, const struct samkv_plac
         .k_src = src,
         .v_src = src + bytes,
         .src_dtype = p->src_dtype,
-        .rope = p->rope + (size_t)run->first_row * (size_t)p->head_dim,
+        .rope = p->no_rope && p->no_rope[layer] ? NULL : p->rope + (size_t)run->first_row * (size_t)p->head_dim,
         .k_cache = (char *)p->k_cache + (size_t)layer * p->layer_stride_bytes,
         .v_cache = (char *)p->v_cache + (size_t)layer * p->layer_stride_bytes,
         .first_row = run->first_row,

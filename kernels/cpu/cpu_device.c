@@ -217,6 +217,11 @@ static bool has_avx512(void)
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
+
+static bool has_avx512_bf16(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 static bool has_portable(void)
@@ -230,6 +235,7 @@ static const struct {
     bool (*usable)(void);
 } instruction_sets[] = {
 #if SAMKV_CPU_X86
+    {&samkv_cpu_simd_avx512_bf16, has_avx512_bf16},
     {&samkv_cpu_simd_avx512, has_avx512},
     {&samkv_cpu_simd_avx2, has_avx2},
 #endif
@@ -239,8 +245,8 @@ static const struct {
 #define INSTRUCTION_SETS (sizeof instruction_sets / sizeof *instruction_sets)
 
 /*
- * The best set that this processor has. SAMKV_CPU_ISA=avx2 or portable in the environment takes a lesser one, so
- * that one machine can test all of them; a name that is unknown or not usable here changes nothing.
+ * The best set that this processor has. SAMKV_CPU_ISA=avx512, avx2 or portable in the environment takes a lesser one,
+ * so that one machine can test all of them; a name that is unknown or not usable here changes nothing.
  */
 static const struct samkv_cpu_simd *choose_simd(void)
 {
@@ -277,6 +283,17 @@ enum samkv_status samkv_cpu_device_init(struct samkv_cpu_device *device, const s
     snprintf(device->base.name, sizeof device->base.name, "cpu (%s%s, %d thread%s)", kind, device->simd->name,
              device->threads, device->threads == 1 ? "" : "s");
     return SAMKV_OK;
+}
+
+bool samkv_cpu_use_bf16(struct samkv_device *base)
+{
+    struct samkv_cpu_device *device = (struct samkv_cpu_device *)base;
+    if (base->ops != &samkv_cpu_ops || !device->simd->matmul_rows_bf16)
+        return false;
+    base->bf16_matrices = true;
+    snprintf(base->name, sizeof base->name, "cpu (%s, bf16 products, %d thread%s)", device->simd->name, device->threads,
+             device->threads == 1 ? "" : "s");
+    return true;
 }
 
 enum samkv_status samkv_cpu_device_new(int threads, struct samkv_device **out, struct samkv_error *err)

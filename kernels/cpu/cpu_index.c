@@ -79,11 +79,17 @@ static const float *generic_query(const struct samkv_score *a, int s, int h)
     return a->q_query + ((size_t)s * (size_t)a->heads + (size_t)h) * (size_t)a->head_dim;
 }
 
+/* Angles of document i in a layer; NULL in one without RoPE. */
+static const float *angles_of(const struct samkv_score *a, int i, int s)
+{
+    return a->no_rope && a->no_rope[s] ? NULL : a->rope + (size_t)i * (size_t)a->head_dim;
+}
+
 /* x := R(start) · x; backwards: R(−start). */
 static void turn(double *x, const float *angles, int head_dim, bool backwards)
 {
     int half = head_dim / 2;
-    for (int j = 0; j < half; j++) {
+    for (int j = 0; j < half && angles; j++) {
         double c = (double)angles[j], s = backwards ? -(double)angles[half + j] : (double)angles[half + j];
         double a = x[j], b = x[half + j];
         x[j] = a * c - b * s;
@@ -98,7 +104,7 @@ static float weight(const struct samkv_score *a, int i, int s, int h)
     double at_start[SAMKV_CPU_MAX_HEAD_DIM], dot = 0, local_square = 0, query_square = 0;
     for (int j = 0; j < a->head_dim; j++)
         at_start[j] = (double)local[j];
-    turn(at_start, a->rope + (size_t)i * (size_t)a->head_dim, a->head_dim, false);
+    turn(at_start, angles_of(a, i, s), a->head_dim, false);
     for (int j = 0; j < a->head_dim; j++) {
         dot += at_start[j] * (double)query[j];
         local_square += at_start[j] * at_start[j];
@@ -135,7 +141,7 @@ static void turned_queries(const struct samkv_score *a, int s, int g)
         for (int h = g * group; h < (g + 1) * group; h++)
             work_of(a, i, s)[h] = weight(a, i, s, h);
         weigh(a, i, s, g, sums.own);
-        turn(sums.own, a->rope + (size_t)i * (size_t)dim, dim, false);
+        turn(sums.own, angles_of(a, i, s), dim, false);
         for (int j = 0; j < dim; j++)
             sums.all[j] += others * sums.own[j];
     }
@@ -146,7 +152,7 @@ static void turned_queries(const struct samkv_score *a, int s, int g)
         float *out = work_of(a, i, s) + a->heads + (size_t)g * (size_t)dim;
         double turned[SAMKV_CPU_MAX_HEAD_DIM];
         memcpy(turned, sums.all, sizeof turned);
-        turn(turned, a->rope + (size_t)i * (size_t)dim, dim, true);
+        turn(turned, angles_of(a, i, s), dim, true);
         weigh(a, i, s, g, sums.own);
         for (int j = 0; j < dim; j++)
             out[j] = (float)(turned[j] - others * sums.own[j]);

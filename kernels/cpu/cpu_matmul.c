@@ -21,7 +21,12 @@ static void few_rows(struct samkv_stream *stream, const struct samkv_matmul *m)
     for (int t = 0; t < team; t++) {
         int from = (int)((int64_t)runs * t / team) * OUTPUT_RUN;
         int to = (int)((int64_t)runs * (t + 1) / team) * OUTPUT_RUN;
-        cpu->simd->matmul_rows(m, from, to < m->out ? to : m->out);
+        if (to > m->out)
+            to = m->out;
+        if (cpu->base.bf16_matrices)
+            cpu->simd->matmul_rows_bf16(m, from, to);
+        else
+            cpu->simd->matmul_rows(m, from, to);
     }
 }
 
@@ -47,6 +52,10 @@ void samkv_cpu_matmul(struct samkv_stream *stream, const struct samkv_matmul *m)
         return;
     if (m->n <= SAMKV_CPU_SMALL_ROWS) {
         few_rows(stream, m);
+        return;
+    }
+    if (stream->device->bf16_matrices) {
+        samkv_cpu_matmul_bf16(stream, m);
         return;
     }
     if (m->bias)

@@ -7,7 +7,19 @@
 
 void samkv_cpu_embed(struct samkv_stream *stream, const void *table, const int32_t *ids, int n, int width, void *out)
 {
-    samkv_cpu_gather(stream, table, ids, n, width, out);
+    const struct samkv_cpu_device *cpu = samkv_cpu_of(stream);
+    if (!cpu->base.bf16_matrices) {
+        samkv_cpu_gather(stream, table, ids, n, width, out);
+        return;
+    }
+    assert(n >= 0 && width > 0);
+    if (samkv_cpu_stream_failed(stream))
+        return;
+    int team = samkv_cpu_team(stream, (size_t)n * (size_t)width);
+#pragma omp parallel for num_threads(team) schedule(static)
+    for (int i = 0; i < n; i++)
+        cpu->simd->from_bf16((const uint16_t *)table + (size_t)ids[i] * (size_t)width, (size_t)width,
+                             (float *)out + (size_t)i * (size_t)width);
 }
 
 void samkv_cpu_rmsnorm(struct samkv_stream *stream, const void *x, size_t ldx, const void *gain, float eps, int n,

@@ -279,21 +279,28 @@ static void store_rows(const struct work *w, const struct samkv_cpu_tile *tile)
     }
 }
 
+/* All that some row of the tile sees: the prefix, and what lies between the first and the last of the rows' ranges. */
+INLINE void attend_visible(struct work *w, const struct samkv_cpu_tile *tile,
+                           void (*attend)(struct work *, int rows, int from, int to))
+{
+    int first = w->first[0], limit = w->limit[0], prefix = tile->args->prefix;
+    for (int r = 1; r < tile->rows; r++) {
+        first = w->first[r] < first ? w->first[r] : first;
+        limit = w->limit[r] > limit ? w->limit[r] : limit;
+    }
+    if (first <= prefix) {
+        attend(w, tile->rows, 0, limit > prefix ? limit : prefix);
+    } else { /* what lies between is other documents': nobody here sees it */
+        attend(w, tile->rows, 0, prefix);
+        attend(w, tile->rows, first, limit);
+    }
+}
+
 static void attention_tile(const struct samkv_cpu_tile *tile)
 {
     struct work work;
     work_init(&work, tile);
     load_queries(&work, tile);
-    int first = work.first[0], limit = work.limit[0], prefix = tile->args->prefix;
-    for (int r = 1; r < tile->rows; r++) {
-        first = work.first[r] < first ? work.first[r] : first;
-        limit = work.limit[r] > limit ? work.limit[r] : limit;
-    }
-    if (first <= prefix) {
-        attend_range(&work, tile->rows, 0, limit > prefix ? limit : prefix);
-    } else { /* what lies between is other documents': nobody here sees it */
-        attend_range(&work, tile->rows, 0, prefix);
-        attend_range(&work, tile->rows, first, limit);
-    }
+    attend_visible(&work, tile, attend_range);
     store_rows(&work, tile);
 }

@@ -75,14 +75,30 @@ static void row_mix(const float *src, float theta, int count, float *dst)
         dst[i] = dst[i] * keep + src[i] * theta;
 }
 
+/* Weights as floats. bf16 is a constant where these are inlined. */
+INLINE vf load_weights(const char *w, bool bf16)
+{
+    return bf16 ? vload_bf16((const uint16_t *)(const void *)w) : vload((const float *)(const void *)w);
+}
+
+INLINE vf load_last_weights(const char *w, bool bf16, int count)
+{
+    uint16_t last[LANES] = {0};
+    if (!bf16)
+        return vload_part((const float *)(const void *)w, count);
+    memcpy(last, w, (size_t)count * sizeof *last);
+    return vload_bf16(last);
+}
+
 /*
  * A block of `outs` outputs for `rows` rows: dot products side by side, so that each load serves several of them and
  * enough sums are under way to hide the latency of an addition. Both counts are constants where this is inlined.
  */
-INLINE void dot_block(const struct samkv_matmul *m, int row, int rows, int o, int outs)
+INLINE void dot_block(const struct samkv_matmul *m, bool bf16, int row, int rows, int o, int outs)
 {
-    size_t in = (size_t)m->in;
-    const float *x = (const float *)m->x + (size_t)row * m->ldx, *w = (const float *)m->w + (size_t)o * in;
+    size_t in = (size_t)m->in, element = bf16 ? sizeof(uint16_t) : sizeof(float);
+    const float *x = (const float *)m->x + (size_t)row * m->ldx;
+    const char *w = (const char *)m->w + (size_t)o * in * element;
     vf sums[DOT_ROWS][DOT_OUTS];
     int j = 0;
 #pragma GCC unroll 8
@@ -94,8 +110,8 @@ INLINE void dot_block(const struct samkv_matmul *m, int row, int rows, int o, in
 #pragma GCC unroll 8
         for (int b = 0; b < outs; b++) {
             /* The next block's row at the same place: the processor foresees one stream, not four. */
-            __builtin_prefetch(w + (size_t)(b + outs) * in + j);
-            vf wide = vload(w + (size_t)b * in + j);
+            __builtin_prefetch(w + ((size_t)(b + outs) * in + (size_t)j) * element);
+            vf wide = load_weights(w + ((size_t)b * in + (size_t)j) * element, bf16);
 #pragma GCC unroll 8
             for (int i = 0; i < rows; i++)
                 sums[i][b] += wide * vload(x + (size_t)i * m->ldx + j);
@@ -103,7 +119,7 @@ INLINE void dot_block(const struct samkv_matmul *m, int row, int rows, int o, in
     if (j < m->in)
 #pragma GCC unroll 8
         for (int b = 0; b < outs; b++) {
-            vf wide = vload_part(w + (size_t)b * in + j, m->in - j);
+            vf wide = load_last_weights(w + ((size_t)b * in + (size_t)j) * element, bf16, m->in - j);
 #pragma GCC unroll 8
             for (int i = 0; i < rows; i++)
                 sums[i][b] += wide * vload_part(x + (size_t)i * m->ldx + j, m->in - j);
@@ -120,25 +136,37 @@ INLINE void dot_block(const struct samkv_matmul *m, int row, int rows, int o, in
 }
 
 /* All rows against `outs` outputs, whose weights stay in the nearest cache meanwhile. */
-INLINE void dot_rows(const struct samkv_matmul *m, int o, int outs)
+INLINE void dot_rows(const struct samkv_matmul *m, bool bf16, int o, int outs)
 {
     int i = 0;
     for (; i + DOT_ROWS <= m->n; i += DOT_ROWS)
-        dot_block(m, i, DOT_ROWS, o, outs);
+        dot_block(m, bf16, i, DOT_ROWS, o, outs);
     for (; i + 2 <= m->n; i += 2)
-        dot_block(m, i, 2, o, outs);
+        dot_block(m, bf16, i, 2, o, outs);
     if (i < m->n)
-        dot_block(m, i, 1, o, outs);
+        dot_block(m, bf16, i, 1, o, outs);
+}
+
+INLINE void dot_range(const struct samkv_matmul *m, bool bf16, int from, int to)
+{
+    int o = from;
+    for (; o + DOT_OUTS <= to; o += DOT_OUTS)
+        dot_rows(m, bf16, o, DOT_OUTS);
+    for (; o < to; o++)
+        dot_rows(m, bf16, o, 1);
 }
 
 static void matmul_rows(const struct samkv_matmul *m, int from, int to)
 {
-    int o = from;
-    for (; o + DOT_OUTS <= to; o += DOT_OUTS)
-        dot_rows(m, o, DOT_OUTS);
-    for (; o < to; o++)
-        dot_rows(m, o, 1);
+    dot_range(m, false, from, to);
 }
+
+#ifdef SIMD_BF16
+static void matmul_rows_bf16(const struct samkv_matmul *m, int from, int to)
+{
+    dot_range(m, true, from, to);
+}
+#endif
 
 static void row_from_bf16(const uint16_t *src, size_t count, float *dst)
 {

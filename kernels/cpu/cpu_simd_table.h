@@ -4,6 +4,10 @@ const struct samkv_cpu_simd SIMD_TABLE = {
     .attention_tile = attention_tile,
     .attention_scratch = attention_scratch,
     .matmul_rows = matmul_rows,
+#ifdef SIMD_BF16
+    .matmul_rows_bf16 = matmul_rows_bf16,
+    .attention_tile_bf16 = attention_tile_bf16,
+#endif
     .rmsnorm = row_rmsnorm,
     .rope = row_rope,
     .swiglu = row_swiglu,

@@ -24,6 +24,15 @@ INLINE void vstore(float *p, vf v)
     *(vf_unaligned *)p = v;
 }
 
+/* bf16 is the upper half of a float. */
+INLINE vf vload_bf16(const uint16_t *p)
+{
+    typedef uint16_t halves __attribute__((vector_size(SIMD_WIDTH * 2)));
+    halves h;
+    memcpy(&h, p, sizeof h);
+    return (vf)(__builtin_convertvector(h, vu) << 16);
+}
+
 /* The first n < LANES elements, zeros behind them. */
 INLINE vf vload_part(const float *p, int n)
 {

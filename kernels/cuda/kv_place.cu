@@ -10,8 +10,8 @@
 /* ------------------------------------------------------------------ kernels */
 
 /*
- * What one thread does: a pair of octets of K (rotated) and of V, or one pair of elements where sizes or alignment are
- * odd. Pointers are at the low half. In place is safe: it reads all before it writes.
+ * What one thread does: a pair of octets of K (rotated, given angles) and of V, or one pair of elements where sizes or
+ * alignment are odd. Pointers are at the low half. In place is safe: it reads all before it writes.
  */
 template <typename S, typename T>
 struct pair_of_octets {
@@ -25,7 +25,8 @@ struct pair_of_octets {
         v.load(v_from, half);
         k.unpack(a, b);
         v.unpack(c, d);
-        rotate8(a, b, angles, half);
+        if (angles)
+            rotate8(a, b, angles, half);
         octet_pair<T> made;
         made.pack(a, b);
         made.store(k_to, half);
@@ -42,7 +43,8 @@ struct pair_of_elements {
     {
         float a = to_float(k_from[0]), b = to_float(k_from[half]);
         float c = to_float(v_from[0]), d = to_float(v_from[half]);
-        rotate(a, b, angles[0], angles[half]);
+        if (angles)
+            rotate(a, b, angles[0], angles[half]);
         k_to[0] = from_float<T>(a);
         k_to[half] = from_float<T>(b);
         v_to[0] = from_float<T>(c);
@@ -62,12 +64,13 @@ __global__ void __launch_bounds__(256)
     int half = PAIR::elements * (int)units;
     size_t head = quotient(item, units), row = quotient(head, kv_heads);
     size_t j = PAIR::elements * (item - head * units), at = head * 2 * half + j;
-    PAIR::move(k_src + at, v_src + at, rope + row * 2 * half + j, k_cache + at, v_cache + at, half);
+    PAIR::move(k_src + at, v_src + at, rope ? rope + row * 2 * half + j : NULL, k_cache + at, v_cache + at, half);
 }
 
 struct place_runs_args {
     const samkv_run *runs;
     const float *rope;
+    const uint8_t *no_rope;
     char *k_cache, *v_cache;
     size_t layer_stride_bytes;
     unsigned kv_heads, units;
@@ -88,7 +91,8 @@ __global__ void __launch_bounds__(256) place_blocks(const place_runs_args a)
     size_t j = PAIR::elements * (item - head * a.units), part = (size_t)run.tokens * a.kv_heads * 2 * half;
     const S *k = (const S *)run.src + 2 * layer * part + head * 2 * half + j;
     size_t to = ((size_t)run.first_row * a.kv_heads + head) * 2 * half + j;
-    PAIR::move(k, k + part, a.rope + ((size_t)run.first_row + token) * 2 * half + j,
+    const float *angles = a.rope + ((size_t)run.first_row + token) * 2 * half + j;
+    PAIR::move(k, k + part, a.no_rope && a.no_rope[layer] ? NULL : angles,
                (T *)(a.k_cache + layer * a.layer_stride_bytes) + to,
                (T *)(a.v_cache + layer * a.layer_stride_bytes) + to, half);
 }
@@ -123,6 +127,7 @@ static void place(struct cuda_stream *s, const struct samkv_place_runs *p)
     const place_runs_args args = {
         p->runs,
         p->rope,
+        p->no_rope,
         (char *)p->k_cache,
         (char *)p->v_cache,
         p->layer_stride_bytes,

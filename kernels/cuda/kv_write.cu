@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(256) kv_write_octets(const kv_write_args<T> w)
         if (!fresh)
             old.load(k_to, half);
         k.unpack(ka, kb);
-        rotate8(ka, kb, w.rope + row * 2 * half + at, half);
+        if (w.rope)
+            rotate8(ka, kb, w.rope + row * 2 * half + at, half);
     }
     if (active && !fresh) {
         old.unpack(oa, ob);
@@ -105,7 +106,8 @@ __global__ void __launch_bounds__(256) kv_write_scalar(const kv_write_args<T> w)
         for (int j = lane; j < half; j += 32) {
             float a = to_float(k[j]), b = to_float(k[half + j]);
             float oa = to_float(w.k_cache[to + j]), ob = to_float(w.k_cache[to + half + j]);
-            rotate(a, b, angles[j], angles[half + j]);
+            if (w.rope)
+                rotate(a, b, angles[j], angles[half + j]);
             dot += a * oa + b * ob;
             new_square += a * a + b * b;
             old_square += oa * oa + ob * ob;
@@ -115,7 +117,8 @@ __global__ void __launch_bounds__(256) kv_write_scalar(const kv_write_args<T> w)
     for (int j = lane; j < half; j += 32) {
         float made[4] = {to_float(k[j]), to_float(k[half + j]), to_float(v[j]), to_float(v[half + j])};
         T *at[4] = {w.k_cache + to + j, w.k_cache + to + half + j, w.v_cache + to + j, w.v_cache + to + half + j};
-        rotate(made[0], made[1], angles[j], angles[half + j]);
+        if (w.rope)
+            rotate(made[0], made[1], angles[j], angles[half + j]);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             *at[i] = from_float<T>(fresh ? made[i] : (1 - theta) * to_float(*at[i]) + theta * made[i]);

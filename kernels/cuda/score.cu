@@ -27,12 +27,18 @@ __device__ __forceinline__ const float *generic_query(const samkv_score &a, int 
     return a.q_query + ((size_t)s * a.heads + head) * a.head_dim;
 }
 
+__device__ __forceinline__ bool is_rotated(const samkv_score &a, int s)
+{
+    return !a.no_rope || !a.no_rope[s];
+}
+
 /* ------------------------------------------------------------------ kernels */
 
 /* |cos| of every document and head of one KV head, a warp each, into work. */
 __device__ __forceinline__ void weigh_documents(const samkv_score &a, int s, int g)
 {
     int group = a.heads / a.kv_heads, half = a.head_dim / 2, lane = (int)threadIdx.x % 32;
+    bool rotated = is_rotated(a, s);
     for (int item = (int)threadIdx.x / 32; item < a.documents * group; item += TURNING / 32) {
         int i = item / group, head = g * group + item % group;
         const float *local = local_query(a, i, s, head), *query = generic_query(a, s, head);
@@ -40,7 +46,8 @@ __device__ __forceinline__ void weigh_documents(const samkv_score &a, int s, int
         float dot = 0, local_square = 0, query_square = 0;
         for (int j = lane; j < half; j += 32) {
             float x = local[j], y = local[half + j], u = query[j], v = query[half + j];
-            rotate(x, y, angles[j], angles[half + j]);
+            if (rotated)
+                rotate(x, y, angles[j], angles[half + j]);
             dot += x * u + y * v;
             local_square += x * x + y * y;
             query_square += u * u + v * v;
@@ -64,6 +71,7 @@ __global__ void __launch_bounds__(TURNING) turned_queries(const samkv_score a)
     int slices = TURNING / half, slice = (int)threadIdx.x / half, j = (int)threadIdx.x % half;
     float share = a.documents > 1 ? 1.0f / ((float)(a.documents - 1) * (float)group) : 0.0f, x = 0, y = 0;
     size_t vector = (size_t)a.heads + (size_t)g * a.head_dim + j;
+    bool rotated = is_rotated(a, s);
 
     weigh_documents(a, s, g);
     __syncthreads();
@@ -79,7 +87,8 @@ __global__ void __launch_bounds__(TURNING) turned_queries(const samkv_score a)
         own_y *= share;
         work_of(a, i, s)[vector] = own_x; /* this thread takes it up again below */
         work_of(a, i, s)[vector + half] = own_y;
-        rotate(own_x, own_y, angles[0], angles[half]);
+        if (rotated)
+            rotate(own_x, own_y, angles[0], angles[half]);
         x += own_x;
         y += own_y;
     }
@@ -102,7 +111,8 @@ __global__ void __launch_bounds__(TURNING) turned_queries(const samkv_score a)
     for (int i = slice; i < a.documents; i += slices) {
         const float *angles = a.rope + (size_t)i * a.head_dim + j;
         float turned_x = x, turned_y = y, *out = work_of(a, i, s) + vector;
-        rotate(turned_x, turned_y, angles[0], -angles[half]);
+        if (rotated)
+            rotate(turned_x, turned_y, angles[0], -angles[half]);
         out[0] = turned_x - out[0];
         out[half] = turned_y - out[half];
     }

@@ -1,8 +1,11 @@
 """What tests of the Python package and of engines share: finding the package, skipping, and tiny models as GGUF files."""
 import importlib
+import math
 import os
 import subprocess
 import sys
+
+import numpy as np
 
 from harness import BIN, ROOT, under_sanitizer
 from models import load_safetensors
@@ -59,6 +62,7 @@ def to_gguf_order(weights, head_dim):
 NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
          "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
          "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+         "self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up",
          "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 
 
@@ -71,11 +75,20 @@ def gguf_name(name):
     return "blk.%s.%s.%s" % (layer, NAMES[part], suffix)
 
 
+def llama3_factors(scaling, head_dim, theta):
+    """What llama3's scaling divides each frequency by, as a GGUF file has it."""
+    frequency = theta ** (-np.arange(0, head_dim, 2) / head_dim)
+    low, high, factor = (scaling[key] for key in ("low_freq_factor", "high_freq_factor", "factor"))
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    smooth = np.clip((turns - low) / (high - low), 0, 1)
+    return (1 / ((1 - smooth) / factor + smooth)).astype(np.float32)
+
+
 def write_gguf(config, folder, path, tokens=None):
     """A model of models.py (its config.json as a dict, its folder) as a GGUF file. tokens: the texts of its tokens, a
     byte-level tokenizer's; None: the file has no tokenizer."""
     import gguf
-    architecture = config["model_type"]
+    architecture = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
     w = gguf.GGUFWriter(path, architecture)
     w.add_block_count(config["num_hidden_layers"])
     w.add_context_length(config["max_position_embeddings"])
@@ -89,6 +102,22 @@ def write_gguf(config, folder, path, tokens=None):
     w.add_rope_freq_base(config["rope_theta"])
     w.add_layer_norm_rms_eps(config["rms_norm_eps"])
     w.add_vocab_size(config["vocab_size"])
+    if config.get("sliding_window"):
+        w.add_sliding_window(config["sliding_window"])
+    scaling = config.get("rope_scaling") or {"rope_type": "none"}
+    if scaling["rope_type"] in ("linear", "yarn"):
+        w.add_rope_scaling_type(gguf.RopeScalingType(scaling["rope_type"]))
+        w.add_rope_scaling_factor(scaling["factor"])
+    if scaling["rope_type"] == "yarn":
+        w.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        for key, add in (("beta_fast", w.add_rope_scaling_yarn_beta_fast),
+                         ("beta_slow", w.add_rope_scaling_yarn_beta_slow)):
+            if key in scaling:
+                add(scaling[key])
+        if "attention_factor" in scaling:   # the file's is on top of what the factor implies
+            w.add_rope_scaling_attn_factors(scaling["attention_factor"] / (0.1 * math.log(scaling["factor"]) + 1))
+    if scaling["rope_type"] == "llama3":
+        w.add_tensor("rope_freqs.weight", llama3_factors(scaling, config["head_dim"], config["rope_theta"]))
     w.add_tokenizer_model("gpt2" if tokens else "no_vocab")
     if tokens:
         w.add_tokenizer_pre("default")
@@ -97,7 +126,7 @@ def write_gguf(config, folder, path, tokens=None):
         w.add_token_merges(["a b"])     # llama.cpp wants one
         w.add_eos_token_id(config["eos_token_id"])
     for name, values in load_safetensors(folder / "model.safetensors").items():
-        if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
+        if architecture in ("llama", "smollm3") and (".q_proj." in name or ".k_proj." in name):
             values = to_gguf_order(values, config["head_dim"])
         w.add_tensor(gguf_name(name), values)
     w.write_header_to_file()

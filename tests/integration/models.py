@@ -23,6 +23,19 @@ FAMILIES = {
     "qwen3": {"qk_norm": True, "head_dim": 32},
 }
 
+# What the oracle does not know; transformers does (compare_logits.py).
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+MORE_FAMILIES = {
+    "linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "yarn": {"rope_scaling": YARN},
+    "yarn2": {"rope_scaling": dict(YARN, attention_factor=1.3), "qk_norm": True, "head_dim": 32},
+    "yarn3": {"rope_scaling": dict(YARN, beta_fast=16.0, beta_slow=2.0), "qkv_bias": True},
+    "mistral": {"type": "Mistral", "more": {"sliding_window": 256}},
+    "smollm3": {"type": "SmolLM3", "tied": True, "more": {"pad_token_id": 0}},
+    "phi3": {"type": "Phi3", "kv_heads": 4, "more": {"sliding_window": 256, "pad_token_id": 0}},
+    "phi3gqa": {"type": "Phi3", "more": {"pad_token_id": 0}},
+}
+
 
 def _fractions(seed, count):
     """Roughly normal numbers of variance 1/3, exact in float32 up to one rounding: splitmix64 over a counter."""
@@ -93,10 +106,19 @@ def load_safetensors(path):
     return out
 
 
+def _fuse(tensors, layers):
+    """Phi-3: Q, K and V in one matrix, gate and up in another."""
+    for layer in range(layers):
+        p = "model.layers.%d." % layer
+        for into, parts in (("self_attn.qkv_proj", ["self_attn.%s_proj" % x for x in "qkv"]),
+                            ("mlp.gate_up_proj", ["mlp.gate_proj", "mlp.up_proj"])):
+            tensors[p + into + ".weight"] = np.concatenate([tensors.pop(p + part + ".weight") for part in parts])
+
+
 def make_model(folder, family, seed=1, layers=4, hidden=64, heads=4, ffn=128, dtype="F32", shards=1):
     """Writes a model of one of FAMILIES. layers, hidden … are its sizes; shards > 1 splits the weights."""
     f = dict({"kv_heads": 2, "head_dim": hidden // heads, "tied": False, "qkv_bias": False, "qk_norm": False,
-              "rope_scaling": None}, **FAMILIES[family])
+              "rope_scaling": None, "type": None, "more": {}}, **dict(FAMILIES, **MORE_FAMILIES)[family])
     w, d = _Weights(seed), f["head_dim"]
     spread = 1.7 * 1.5 / hidden**0.5    # variance 2.2 / hidden: activations stay lively through the layers
     w.add("model.embed_tokens.weight", VOCABULARY, hidden, scale=1.7)
@@ -117,14 +139,16 @@ def make_model(folder, family, seed=1, layers=4, hidden=64, heads=4, ffn=128, dt
         w.add(p + "mlp.down_proj.weight", hidden, ffn, scale=2.5 / ffn**0.5)
         w.add(p + "input_layernorm.weight", hidden, scale=0.17, offset=1.0)
         w.add(p + "post_attention_layernorm.weight", hidden, scale=0.17, offset=1.0)
-    architecture = "Qwen3" if f["qk_norm"] else "Qwen2" if f["qkv_bias"] else "Llama"
+    architecture = f["type"] or ("Qwen3" if f["qk_norm"] else "Qwen2" if f["qkv_bias"] else "Llama")
+    if architecture == "Phi3":
+        _fuse(w.tensors, layers)
     config = {"architectures": [architecture + "ForCausalLM"], "model_type": architecture.lower(),
               "num_hidden_layers": layers, "hidden_size": hidden, "intermediate_size": ffn,
               "num_attention_heads": heads, "num_key_value_heads": f["kv_heads"], "head_dim": d,
               "vocab_size": VOCABULARY, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
               "max_position_embeddings": 4096, "hidden_act": "silu", "tie_word_embeddings": f["tied"],
               "torch_dtype": {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype],
-              "bos_token_id": 1, "eos_token_id": 2}
+              "bos_token_id": 1, "eos_token_id": 2, **f["more"]}
     if f["rope_scaling"]:
         config["rope_scaling"] = f["rope_scaling"]
     folder = pathlib.Path(folder)

@@ -13,8 +13,9 @@
 
 #include "kernels/kernels.h"
 
-/* A test runs once for each; on a processor that lacks a set, its best one is tested again. */
-static const char *const cpu_sets[] = {"portable", "avx2", "avx512"};
+/* A test runs once for each; on a processor that lacks a set, its best one is tested again. "bf16" is the best set with
+ * matrices in bf16, where the processor multiplies them. */
+static const char *const cpu_sets[] = {"portable", "avx2", "avx512", "avx512bf16", "bf16"};
 #define CPU_SETS ((int)(sizeof cpu_sets / sizeof *cpu_sets))
 
 static struct samkv_device *device;
@@ -23,8 +24,11 @@ static struct samkv_stream *stream;
 __attribute__((unused)) static void open_cpu(int set, int threads)
 {
     struct samkv_error err;
-    setenv("SAMKV_CPU_ISA", cpu_sets[set], 1);
+    bool bf16 = strcmp(cpu_sets[set], "bf16") == 0;
+    setenv("SAMKV_CPU_ISA", bf16 ? "avx512bf16" : cpu_sets[set], 1);
     ck_assert_msg(samkv_cpu_device_new(threads, &device, &err) == SAMKV_OK, "%s", err.text);
+    if (bf16)
+        (void)samkv_cpu_use_bf16(device);
     ck_assert_int_eq(device->ops->stream_new(device, &stream), SAMKV_OK);
 }
 
@@ -64,6 +68,26 @@ __attribute__((unused)) static float *copy_of(const float *x, size_t count)
     float *p = poison(count);
     memcpy(p, x, count * sizeof *p);
     return p;
+}
+
+/* Rounds to bf16 and back, in place. */
+__attribute__((unused)) static void round_to_bf16(float *x, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        x[i] = samkv_bf16_to_f32(samkv_f32_to_bf16(x[i]));
+}
+
+/* x in the device's matrix type, heap; in bf16, x itself becomes what is left of it. */
+__attribute__((unused)) static void *as_matrix(float *x, size_t count)
+{
+    if (!device->bf16_matrices)
+        return copy_of(x, count);
+    uint16_t *matrix = malloc(count * sizeof *matrix + (count == 0));
+    ck_assert_ptr_nonnull(matrix);
+    for (size_t i = 0; i < count; i++)
+        matrix[i] = samkv_f32_to_bf16(x[i]);
+    round_to_bf16(x, count);
+    return matrix;
 }
 
 /* |got - want| <= tolerance, and NaN fails. */

@@ -3,10 +3,17 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* Element j of head `x` after RoPE, in double. */
+static const float *angles_of(const struct samkv_kv_write *w, size_t i)
+{
+    return w->rope ? w->rope + i * (size_t)w->head_dim : NULL;
+}
+
+/* Element j of head `x` after RoPE, in double; as it is without a table. */
 static double rotated(const float *x, const float *table, size_t dim, size_t j)
 {
     size_t half = dim / 2;
+    if (!table)
+        return (double)x[j];
     if (j < half)
         return (double)x[j] * (double)table[j] - (double)x[j + half] * (double)table[half + j];
     return (double)x[j] * (double)table[j - half] + (double)x[j - half] * (double)table[j];
@@ -21,7 +28,7 @@ static double twin_theta(const struct samkv_kv_write *w, size_t i, const float *
         return (double)w->theta;
     double dot = 0.0, a = 0.0, b = 0.0;
     for (size_t j = 0; j < dim; j++) {
-        double k = rotated(k_new, w->rope + i * dim, dim, j);
+        double k = rotated(k_new, angles_of(w, i), dim, j);
         dot += k * (double)k_old[j];
         a += k * k;
         b += (double)k_old[j] * (double)k_old[j];
@@ -38,7 +45,7 @@ static void check_written(const struct samkv_kv_write *w, size_t i, size_t row, 
         const float *k = (const float *)w->k + from, *v = (const float *)w->v + from;
         double theta = twin_theta(w, i, k, k0 + at);
         for (size_t j = 0; j < dim; j++) {
-            double new_k = rotated(k, w->rope + i * dim, dim, j), new_v = (double)v[j];
+            double new_k = rotated(k, angles_of(w, i), dim, j), new_v = (double)v[j];
             double want_k = theta < 1.0 ? (1.0 - theta) * (double)k0[at + j] + theta * new_k : new_k;
             double want_v = theta < 1.0 ? (1.0 - theta) * (double)v0[at + j] + theta * new_v : new_v;
             check_near(((const float *)w->k_cache)[at + j], want_k, 1e-6, "K update %d row %zu", (int)w->update, i);
@@ -52,7 +59,7 @@ struct write_case {
     enum samkv_update update;
     float theta;
     int fresh_from;
-    bool scattered;
+    bool scattered, no_rope;
 };
 
 static void check_write(const struct write_case *c)
@@ -71,7 +78,8 @@ static void check_write(const struct write_case *c)
             if ((int)i >= c->fresh_from)
                 k0[at] = v0[at] = NAN;
             else if (i % 4 == 1)
-                k0[at] = (float)rotated(k + i * ld + j / c->dim * c->dim, table + i * c->dim, c->dim, j % c->dim);
+                k0[at] = (float)rotated(k + i * ld + j / c->dim * c->dim, c->no_rope ? NULL : table + i * c->dim,
+                                        c->dim, j % c->dim);
             else if (i % 4 == 2)
                 k0[at] = 0.0f;
         }
@@ -80,7 +88,7 @@ static void check_write(const struct write_case *c)
     struct samkv_kv_write w = {.k = k,
                                .v = v,
                                .ld = ld,
-                               .rope = table,
+                               .rope = c->no_rope ? NULL : table,
                                .rows = c->scattered ? rows : NULL,
                                .first_row = 4,
                                .k_cache = k_cache,
@@ -111,6 +119,8 @@ START_TEST(test_kv_write)
         {.update = SAMKV_UPDATE_COSINE, .fresh_from = 5},
         {.update = SAMKV_UPDATE_THETA, .theta = 0.3f, .fresh_from = 6},
         {.update = SAMKV_UPDATE_THETA, .theta = 0.0f, .fresh_from = 1000},
+        {.update = SAMKV_UPDATE_OVERWRITE, .fresh_from = 0, .no_rope = true},
+        {.update = SAMKV_UPDATE_COSINE, .fresh_from = 5, .no_rope = true},
     };
     open_cpu(_i, 0);
     for (size_t b = 0; b < COUNT(base); b++)
@@ -144,7 +154,7 @@ static void *stored_numbers(enum samkv_dtype type, size_t n, uint64_t seed, floa
     return half;
 }
 
-static void check_place(enum samkv_dtype type, size_t n, size_t kv_heads, size_t dim, bool in_place)
+static void check_place(enum samkv_dtype type, size_t n, size_t kv_heads, size_t dim, bool in_place, bool no_rope)
 {
     size_t width = kv_heads * dim, first = 3, count = n * width, cache = (n + first + 1) * width;
     float *k_values = poison(count), *v_values = poison(count), *table = numbers(n * dim, 3);
@@ -157,7 +167,7 @@ static void check_place(enum samkv_dtype type, size_t n, size_t kv_heads, size_t
     struct samkv_place p = {.k_src = in_place ? (void *)(k_cache + first * width) : k,
                             .v_src = in_place ? (void *)(v_cache + first * width) : v,
                             .src_dtype = type,
-                            .rope = table,
+                            .rope = no_rope ? NULL : table,
                             .k_cache = k_cache,
                             .v_cache = v_cache,
                             .first_row = (int)first,
@@ -168,7 +178,7 @@ static void check_place(enum samkv_dtype type, size_t n, size_t kv_heads, size_t
     check_same_bytes(v_cache + first * width, v_values, count);
     for (size_t i = 0; i < n; i++)
         for (size_t j = 0; j < width; j++) {
-            double want = rotated(k_values + i * width + j / dim * dim, table + i * dim, dim, j % dim);
+            double want = rotated(k_values + i * width + j / dim * dim, no_rope ? NULL : table + i * dim, dim, j % dim);
             check_near(k_cache[(first + i) * width + j], want, 3e-7, "place type %d dim %zu row %zu", (int)type, dim,
                        i);
         }
@@ -186,10 +196,12 @@ START_TEST(test_place)
     open_cpu(_i, 0);
     for (size_t d = 0; d < COUNT(dims); d++) {
         for (size_t t = 0; t < COUNT(types); t++) {
-            check_place(types[t], 1, 1, dims[d], false);
-            check_place(types[t], 119, 3, dims[d], false);
+            check_place(types[t], 1, 1, dims[d], false, false);
+            check_place(types[t], 119, 3, dims[d], false, false);
+            check_place(types[t], 119, 3, dims[d], false, true);
         }
-        check_place(SAMKV_F32, 119, 3, dims[d], true);
+        check_place(SAMKV_F32, 119, 3, dims[d], true, false);
+        check_place(SAMKV_F32, 119, 3, dims[d], true, true);
     }
     close_cpu();
 }
@@ -210,7 +222,7 @@ static size_t round_up(size_t x)
 }
 
 /* place_runs gives what `place` gives layer by layer, byte for byte, and writes nothing else. */
-static void check_place_runs(enum samkv_dtype type, size_t layers, size_t kv_heads, size_t dim)
+static void check_place_runs(enum samkv_dtype type, size_t layers, size_t kv_heads, size_t dim, const uint8_t *no_rope)
 {
     size_t width = kv_heads * dim, element = samkv_dtype_bytes(type), layer = RUN_ROWS * width + 5;
     float *k[2], *v[2], *table = numbers(RUN_ROWS * dim, 3);
@@ -230,7 +242,7 @@ static void check_place_runs(enum samkv_dtype type, size_t layers, size_t kv_hea
             struct samkv_place p = {.k_src = (const char *)runs[r].src + 2 * l * rows,
                                     .v_src = (const char *)runs[r].src + (2 * l + 1) * rows,
                                     .src_dtype = type,
-                                    .rope = table + (size_t)runs[r].first_row * dim,
+                                    .rope = no_rope && no_rope[l] ? NULL : table + (size_t)runs[r].first_row * dim,
                                     .k_cache = k[0] + l * layer,
                                     .v_cache = v[0] + l * layer,
                                     .first_row = runs[r].first_row,
@@ -245,6 +257,7 @@ static void check_place_runs(enum samkv_dtype type, size_t layers, size_t kv_hea
                                  .max_tokens = 64,
                                  .src_dtype = type,
                                  .rope = table,
+                                 .no_rope = no_rope,
                                  .k_cache = k[1],
                                  .v_cache = v[1],
                                  .layer_stride_bytes = layer * sizeof(float),
@@ -267,8 +280,9 @@ START_TEST(test_place_runs)
     open_cpu(_i, 0);
     for (size_t d = 0; d < COUNT(dims); d++)
         for (size_t t = 0; t < COUNT(types); t++) {
-            check_place_runs(types[t], 1, 1, dims[d]);
-            check_place_runs(types[t], 4, 3, dims[d]);
+            check_place_runs(types[t], 1, 1, dims[d], NULL);
+            check_place_runs(types[t], 4, 3, dims[d], NULL);
+            check_place_runs(types[t], 4, 3, dims[d], (const uint8_t[]){0, 1, 0, 1});
         }
     device->ops->place_runs(stream, &(struct samkv_place_runs){.kv_heads = 1, .head_dim = 2, .layers = 3});
     close_cpu();

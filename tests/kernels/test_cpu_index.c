@@ -66,6 +66,7 @@ END_TEST
 struct score_case {
     int documents, layers, heads, kv_heads, dim;
     bool zeros; /* some vectors are zero, and one document has no block */
+    const uint8_t *no_rope;
 };
 
 /* One case's arguments, on the heap, and the angles of every document in f64. */
@@ -108,6 +109,7 @@ static void make_score(const struct score_case *c, struct score_data *d)
                                    .first_block = d->first_block,
                                    .blocks = d->first_block[n],
                                    .rope = d->rope,
+                                   .no_rope = c->no_rope,
                                    .work = poison(n * layers * ((size_t)c->heads + width)),
                                    .scores = poison(layers * (size_t)d->first_block[n] + 1)};
 }
@@ -119,14 +121,16 @@ static void free_score(struct score_data *d)
     free(d->q_query), free(d->rope), free(d->args.work), free(d->args.scores);
 }
 
-/* out := R(±start_i) · x, one head */
-static void turned(const struct samkv_score *a, size_t i, int sign, const double *x, double *out)
+/* out := R(±start_i) · x, one head in layer s */
+static void turned(const struct samkv_score *a, size_t i, size_t s, int sign, const double *x, double *out)
 {
     size_t dim = (size_t)a->head_dim, half = dim / 2;
     for (size_t j = 0; j < half; j++) {
-        double c = (double)a->rope[i * dim + j], s = sign * (double)a->rope[i * dim + half + j];
-        out[j] = x[j] * c - x[j + half] * s;
-        out[j + half] = x[j + half] * c + x[j] * s;
+        bool still = a->no_rope && a->no_rope[s];
+        double c = still ? 1 : (double)a->rope[i * dim + j];
+        double sine = still ? 0 : sign * (double)a->rope[i * dim + half + j];
+        out[j] = x[j] * c - x[j + half] * sine;
+        out[j + half] = x[j + half] * c + x[j] * sine;
     }
 }
 
@@ -139,7 +143,7 @@ static double twin_cosine(const struct samkv_score *a, size_t j, size_t s, size_
     double x[2 * HALF_MOST], dot = 0, qq = 0, gg = 0;
     for (size_t k = 0; k < dim; k++)
         x[k] = (double)local[k];
-    turned(a, j, 1, x, q);
+    turned(a, j, s, 1, x, q);
     for (size_t k = 0; k < dim; k++)
         dot += q[k] * (double)query[k], qq += q[k] * q[k], gg += (double)query[k] * (double)query[k];
     return fabs(dot / fmax(sqrt(qq) * sqrt(gg), 1e-12));
@@ -159,7 +163,7 @@ static void twin_query(const struct samkv_score *a, size_t i, size_t s, size_t g
                 mean[k] += c * q[k] / (a->documents - 1) / (double)group;
         }
     }
-    turned(a, i, -1, mean, out);
+    turned(a, i, s, -1, mean, out);
 }
 
 static void check_score(const struct samkv_score *a, size_t i, size_t s)
@@ -182,9 +186,12 @@ static void check_score(const struct samkv_score *a, size_t i, size_t s)
 
 START_TEST(test_score)
 {
+    static const uint8_t second[] = {0, 1, 0};
     static const struct score_case cases[] = {
-        {1, 1, 1, 1, 2, false},  {1, 2, 6, 3, 64, false},  {2, 3, 9, 3, 20, false},  {5, 2, 14, 2, 80, false},
-        {5, 2, 14, 2, 80, true}, {21, 2, 8, 8, 128, true}, {3, 1, 5, 1, 256, false}, {1, 1, 2, 1, 6, true},
+        {1, 1, 1, 1, 2, false},         {1, 2, 6, 3, 64, false}, {2, 3, 9, 3, 20, false},
+        {5, 2, 14, 2, 80, false},       {5, 2, 14, 2, 80, true}, {21, 2, 8, 8, 128, true},
+        {3, 1, 5, 1, 256, false},       {1, 1, 2, 1, 6, true},   {5, 2, 14, 2, 80, false, second},
+        {3, 3, 4, 2, 20, true, second},
     };
     open_cpu(_i, 0);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {

@@ -208,8 +208,10 @@ START_TEST(test_embed)
     static const int32_t ids[] = {4, 0, 4, 9, 1};
     float *table = numbers(10 * 33, 1), *out = poison(5 * 33);
     open_cpu(_i, 0);
-    device->ops->embed(stream, table, ids, 5, 33, out);
+    void *matrix = as_matrix(table, 10 * 33);
+    device->ops->embed(stream, matrix, ids, 5, 33, out);
     close_cpu();
+    free(matrix);
     for (size_t i = 0; i < 5; i++)
         check_same_bytes(out + i * 33, table + (size_t)ids[i] * 33, 33);
     free(table), free(out);

@@ -9,6 +9,8 @@
 #define LLAMA(more)   "{\"architectures\":[\"LlamaForCausalLM\"]," SIZES more "\"model_type\":\"llama\"}"
 #define QWEN3(more)   "{\"architectures\":[\"Qwen3ForCausalLM\"]," SIZES more "\"model_type\":\"qwen3\"}"
 #define QWEN2(more)   "{\"architectures\":[\"Qwen2ForCausalLM\"]," SIZES more "\"model_type\":\"qwen2\"}"
+#define SMOLLM3(more) "{\"architectures\":[\"SmolLM3ForCausalLM\"]," SIZES more "\"model_type\":\"smollm3\"}"
+#define PHI3(more)    "{\"architectures\":[\"Phi3ForCausalLM\"]," SIZES more "\"model_type\":\"phi3\"}"
 #define MISTRAL(more) "{\"architectures\":[\"MistralForCausalLM\"]," SIZES more "\"model_type\":\"mistral\"}"
 
 static struct samkv_error why;
@@ -62,6 +64,10 @@ START_TEST(test_families)
     ck_assert_uint_eq(c.head_dim, 128);
     ck_assert_uint_eq(good(QWEN3("\"head_dim\":16,")).head_dim, 16);
     ck_assert_int_eq(good(MISTRAL("\"sliding_window\":null,")).family, SAMKV_FAMILY_LLAMA);
+    ck_assert_int_eq(good("{\"architectures\":[\"LLaMAForCausalLM\"]," SIZES "\"model_type\":\"llama\"}").family,
+                     SAMKV_FAMILY_LLAMA);
+    ck_assert_int_eq(good(SMOLLM3("")).family, SAMKV_FAMILY_SMOLLM3);
+    ck_assert_int_eq(good(PHI3("")).family, SAMKV_FAMILY_PHI3);
     ck_assert_int_eq(good("{" SIZES "\"model_type\":\"qwen2\"}").family, SAMKV_FAMILY_QWEN2);
 }
 END_TEST
@@ -134,7 +140,11 @@ static const struct {
     {LLAMA("\"rms_norm_eps\":-1,"), SAMKV_INVALID, "epsilon"},
     {LLAMA("\"rms_norm_eps\":\"1\","), SAMKV_INVALID, "rms_norm_eps"},
     {LLAMA("\"eos_token_id\":\"x\","), SAMKV_INVALID, "eos_token_id"},
-    {LLAMA("\"rope_theta\":0.0,\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4},"), SAMKV_UNSUPPORTED, "yarn"},
+    {LLAMA("\"rope_theta\":0.0,\"rope_scaling\":{\"type\":\"longrope\",\"factor\":4},"), SAMKV_UNSUPPORTED, "longrope"},
+    {LLAMA("\"rope_scaling\":{\"type\":\"yarn\",\"factor\":-4},"), SAMKV_INVALID, "yarn"},
+    {LLAMA("\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,\"beta_fast\":-1},"), SAMKV_INVALID, "yarn"},
+    {LLAMA("\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,\"truncate\":1},"), SAMKV_INVALID, "truncate"},
+    {LLAMA("\"rope_scaling\":{\"type\":\"yarn\",\"original_max_position_embeddings\":0},"), SAMKV_INVALID, "yarn"},
     {LLAMA("\"rope_scaling\":{\"rope_type\":\"dynamic\",\"factor\":4},"), SAMKV_UNSUPPORTED, "dynamic"},
     {LLAMA("\"rope_scaling\":{\"rope_type\":\"linear\"},"), SAMKV_INVALID, "factor"},
     {LLAMA("\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":-1},"), SAMKV_INVALID, "factor"},
@@ -146,10 +156,18 @@ static const struct {
     {LLAMA("\"rope_theta\":-5.0,"), SAMKV_INVALID, "rope_theta"},
     {LLAMA("\"rope_theta\":1e-300,"), SAMKV_INVALID, "frequencies"},
     {LLAMA("\"partial_rotary_factor\":0.5,"), SAMKV_UNSUPPORTED, "partial_rotary_factor"},
-    {MISTRAL(""), SAMKV_UNSUPPORTED, "sliding_window 4096"},
-    {MISTRAL("\"sliding_window\":512,"), SAMKV_UNSUPPORTED, "sliding_window 512"},
-    {QWEN2("\"use_sliding_window\":true,\"sliding_window\":512,\"max_window_layers\":1,"), SAMKV_UNSUPPORTED, "512"},
-    {QWEN2("\"use_sliding_window\":true,\"sliding_window\":512,\"max_window_layers\":0,"), SAMKV_UNSUPPORTED, "512"},
+    {MISTRAL("\"sliding_window\":-1,"), SAMKV_INVALID, "sliding_window"},
+    {QWEN2("\"use_sliding_window\":1,"), SAMKV_INVALID, "use_sliding_window"},
+    {QWEN2("\"layer_types\":[\"full_attention\",\"chunked_attention\"],"), SAMKV_UNSUPPORTED, "chunked_attention"},
+    {QWEN2("\"layer_types\":[3],"), SAMKV_UNSUPPORTED, "layer type"},
+    {QWEN2("\"layer_types\":3,"), SAMKV_INVALID, "layer_types"},
+    {SMOLLM3("\"no_rope_layers\":[1],"), SAMKV_INVALID, "no_rope_layers"},
+    {SMOLLM3("\"no_rope_layers\":[1,2],"), SAMKV_INVALID, "no_rope_layers"},
+    {SMOLLM3("\"no_rope_layers\":[1,null],"), SAMKV_INVALID, "no_rope_layers"},
+    {SMOLLM3("\"no_rope_layer_interval\":0,"), SAMKV_INVALID, "no_rope_layer_interval"},
+    {PHI3("\"rope_scaling\":{\"type\":\"longrope\"},"), SAMKV_UNSUPPORTED, "longrope"},
+    {PHI3("\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4},"), SAMKV_UNSUPPORTED, "yarn"},
+    {PHI3("\"partial_rotary_factor\":0.75,"), SAMKV_UNSUPPORTED, "partial_rotary_factor"},
 };
 
 START_TEST(test_refusals)
@@ -162,12 +180,71 @@ START_TEST(test_refusals)
 }
 END_TEST
 
-START_TEST(test_sliding_window_without_effect)
+/* What slides, and what only looks so. */
+static const struct {
+    const char *json;
+    uint32_t window;
+} windows[] = {
+    {MISTRAL(""), 4096},
+    {MISTRAL("\"sliding_window\":512,"), 512},
+    {MISTRAL("\"sliding_window\":null,"), 0},
+    {MISTRAL("\"sliding_window\":4096,\"max_position_embeddings\":4096,"), 0},
+    {QWEN2(""), 0},
+    {QWEN2("\"use_sliding_window\":false,\"sliding_window\":512,"), 0},
+    {QWEN2("\"use_sliding_window\":true,\"sliding_window\":512,\"max_window_layers\":2,"), 0},
+    {QWEN2("\"use_sliding_window\":true,\"sliding_window\":512,\"max_window_layers\":1,"), 512},
+    {QWEN2("\"use_sliding_window\":true,\"sliding_window\":512,"
+           "\"layer_types\":[\"full_attention\",\"full_attention\"],"),
+     0},
+    {QWEN2("\"use_sliding_window\":true,\"sliding_window\":512,"
+           "\"layer_types\":[\"full_attention\",\"sliding_attention\"],"),
+     512},
+    {LLAMA("\"sliding_window\":16,"), 0},
+    {PHI3(""), 0},
+    {PHI3("\"sliding_window\":2047,"), 2047},
+    {SMOLLM3("\"sliding_window\":512,"), 0},
+};
+
+START_TEST(test_sliding_window)
 {
-    good(MISTRAL("\"sliding_window\":4096,\"max_position_embeddings\":4096,"));
-    good(QWEN2("\"use_sliding_window\":false,\"sliding_window\":512,"));
-    good(QWEN2("\"use_sliding_window\":true,\"sliding_window\":512,\"max_window_layers\":2,"));
-    good(LLAMA("\"sliding_window\":16,"));
+    struct samkv_model_config c = good(windows[_i].json);
+    ck_assert_uint_eq(c.window_tokens, windows[_i].window);
+    ck_assert_uint_eq(samkv_config_most_tokens(&c), windows[_i].window ? windows[_i].window : c.context_tokens);
+}
+END_TEST
+
+/* SmolLM3 leaves out every fourth layer's rotation, or those that a list names. */
+START_TEST(test_layers_without_rope)
+{
+    struct samkv_model_config c = good(SMOLLM3("\"no_rope_layer_interval\":2,"));
+    ck_assert(!c.no_rope[0] && c.no_rope[1] && c.any_no_rope && c.tied_embeddings);
+    ck_assert_int_eq(c.bos, -1); /* 128000 is outside of this vocabulary */
+    c = good(SMOLLM3("\"no_rope_layers\":[0,1],"));
+    ck_assert(c.no_rope[0] && !c.no_rope[1] && c.any_no_rope);
+    c = good(SMOLLM3(""));
+    ck_assert(!c.no_rope[0] && !c.no_rope[1] && !c.any_no_rope);
+    ck_assert(fabs(c.inv_freq[1] * pow(2e6, 0.25) - 1) < 1e-12);
+    c = good(LLAMA("\"no_rope_layers\":[0,0],"));
+    ck_assert(!c.any_no_rope);
+}
+END_TEST
+
+/* transformers 5.24's _compute_yarn_parameters for head_dim 8, theta 1e4, 64 original positions, factor 4. */
+START_TEST(test_yarn)
+{
+    const double want[4] = {1, 0.0625, 0.0025, 0.00025};
+    check_freq(LLAMA("\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,"
+                     "\"original_max_position_embeddings\":64},"),
+               want);
+    struct samkv_model_config c = good(LLAMA("\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,"
+                                             "\"original_max_position_embeddings\":64},"));
+    ck_assert(fabs(c.rope_scale - 1.1386294361119891) < 1e-6);
+    c = good(LLAMA("\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"attention_factor\":1.5},"));
+    ck_assert(c.rope_scale == 1.5f);
+    c = good(LLAMA("\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"mscale\":2,\"mscale_all_dim\":1},"));
+    ck_assert(fabs(c.rope_scale - 1.2772588722239781 / 1.1386294361119891) < 1e-6);
+    c = good(LLAMA("\"rope_scaling\":{\"rope_type\":\"yarn\",\"original_max_position_embeddings\":512},"));
+    ck_assert(fabs(c.rope_scale - 1.1386294361119891) < 1e-6); /* 2048 / 512 */
 }
 END_TEST
 
@@ -231,7 +308,9 @@ int main(void)
     tcase_add_test(cases, test_tokens);
     tcase_add_test(cases, test_rope);
     tcase_add_loop_test(cases, test_refusals, 0, (int)(sizeof bad / sizeof *bad));
-    tcase_add_test(cases, test_sliding_window_without_effect);
+    tcase_add_loop_test(cases, test_sliding_window, 0, (int)(sizeof windows / sizeof *windows));
+    tcase_add_test(cases, test_layers_without_rope);
+    tcase_add_test(cases, test_yarn);
     tcase_add_test(cases, test_hostile_text);
     tcase_add_test(cases, test_check);
     tcase_set_timeout(cases, 120);

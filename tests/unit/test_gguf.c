@@ -386,8 +386,10 @@ START_TEST(test_config)
     ck_assert(c.inv_freq[0] == 1 && fabs(c.inv_freq[1] - 0.0125) < 1e-15);
     ck_assert_int_eq(read_config(make_llama(0, 8, "linear"), &c), SAMKV_OK);
     ck_assert(c.inv_freq[0] == 0.25 && fabs(c.inv_freq[1] - 0.003125) < 1e-15);
-    ck_assert_int_eq(read_config(make_llama(0, 8, "yarn"), &c), SAMKV_UNSUPPORTED);
-    ck_assert_ptr_nonnull(strstr(why.text, "yarn"));
+    ck_assert_int_eq(read_config(make_llama(0, 0, "yarn"), &c), SAMKV_OK);
+    ck_assert(c.inv_freq[0] == 1 && c.inv_freq[1] < 0.1 && fabs(c.rope_scale - 1.1386294) < 1e-6);
+    ck_assert_int_eq(read_config(make_llama(0, 8, "longrope"), &c), SAMKV_UNSUPPORTED);
+    ck_assert_ptr_nonnull(strstr(why.text, "longrope"));
     ck_assert_int_eq(read_config(make_llama(0, -8, NULL), &c), SAMKV_CORRUPT);
     ck_assert_int_eq(read_config(make_llama(0, NAN, NULL), &c), SAMKV_CORRUPT);
     ck_assert_int_eq(read_config(make_llama(SAMKV_GGML_F16, 8, NULL), &c), SAMKV_CORRUPT);
@@ -412,7 +414,8 @@ START_TEST(test_config_refusals)
     ck_assert_int_eq(with_key("llama.expert_count", 8), SAMKV_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(why.text, "llama.expert_count"));
     ck_assert_int_eq(with_key("llama.attention.sliding_window", 100), SAMKV_OK);
-    ck_assert_int_eq(with_key("llama.attention.sliding_window", 50), SAMKV_UNSUPPORTED);
+    ck_assert_int_eq(with_key("llama.attention.sliding_window", 50), SAMKV_OK);
+    ck_assert_int_eq(with_key("llama.rope.scaling.yarn_log_multiplier", 1), SAMKV_UNSUPPORTED);
     ck_assert_int_eq(with_key("llama.attention.key_length", 2), SAMKV_UNSUPPORTED); /* the rotation is still 4 */
     ck_assert_int_eq(with_key("llama.attention.value_length", 4), SAMKV_OK);
     ck_assert_int_eq(with_key("llama.attention.value_length", 2), SAMKV_UNSUPPORTED);

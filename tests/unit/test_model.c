@@ -9,13 +9,15 @@ static struct samkv_error why;
 
 /* --- a device that counts what it holds --- */
 
-static int live; /* allocations and streams */
+static int live;         /* allocations and streams */
+static size_t allocated; /* by the last allocation */
 static struct samkv_device device;
 
 static enum samkv_status fake_alloc(struct samkv_device *d, size_t bytes, void **out)
 {
     (void)d;
     *out = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    allocated = bytes;
     live += *out != NULL;
     return *out ? SAMKV_OK : SAMKV_NO_MEMORY;
 }
@@ -111,26 +113,27 @@ static enum samkv_status load_status(const char *path)
     return status;
 }
 
-static float element(const void *p, unsigned i)
+static float element(enum samkv_dtype dtype, const void *p, unsigned i)
 {
     uint16_t h;
     float f;
-    if (device.dtype == SAMKV_F32) {
+    if (dtype == SAMKV_F32) {
         memcpy(&f, (const char *)p + 4 * i, sizeof f);
         return f;
     }
     memcpy(&h, (const char *)p + 2 * i, sizeof h);
-    return device.dtype == SAMKV_BF16 ? samkv_bf16_to_f32(h) : samkv_f16_to_f32(h);
+    return dtype == SAMKV_BF16 ? samkv_bf16_to_f32(h) : samkv_f16_to_f32(h);
 }
 
 static void check_tensor(const struct tensor *t, unsigned number, const void *got)
 {
     float values[HIDDEN * HEADS * HEAD_DIM];
     unsigned count = fill(t, number, values);
+    enum samkv_dtype dtype = t->rows ? samkv_device_matrix_dtype(&device) : device.dtype;
     ck_assert_ptr_nonnull(got);
     for (unsigned i = 0; i < count; i++)
-        ck_assert_msg(element(got, i) == values[i], "%s: element %u is %g, not %g", t->hf, i, (double)element(got, i),
-                      (double)values[i]);
+        ck_assert_msg(element(dtype, got, i) == values[i], "%s: element %u is %g, not %g", t->hf, i,
+                      (double)element(dtype, got, i), (double)values[i]);
 }
 
 static void check_weights(const struct samkv_model *m, enum kind kind)
@@ -204,6 +207,24 @@ START_TEST(test_hf_converted)
     unlink(path_of("model.safetensors"));
     check_weights(m, kind);
     check_fused(m);
+    samkv_model_free(m);
+    ck_assert_int_eq(live, 0);
+}
+END_TEST
+
+/* Matrices in bf16 beside vectors in f32: the file's own matrices where it has them so, all converted where not. */
+START_TEST(test_bf16_matrices)
+{
+    static const enum samkv_dtype dtypes[] = {SAMKV_F32, SAMKV_F16, SAMKV_BF16};
+    enum kind kind = hf_kinds[_i % 3];
+    enum samkv_dtype from = dtypes[_i / 3];
+    use_device(true, SAMKV_F32);
+    device.bf16_matrices = true;
+    write_hf(kind, (struct hf_options){.dtype = from});
+    struct samkv_model *m = load(dir);
+    ck_assert_int_eq(live, 1);
+    check_weights(m, kind);
+    ck_assert(from == SAMKV_BF16 ? allocated < m->weight_bytes / 2 : allocated >= m->weight_bytes);
     samkv_model_free(m);
     ck_assert_int_eq(live, 0);
 }
@@ -495,6 +516,7 @@ int main(void)
     TCase *cases = tcase_create("model");
     tcase_add_checked_fixture(cases, setup, teardown);
     tcase_add_loop_test(cases, test_hf_in_place, 0, 3);
+    tcase_add_loop_test(cases, test_bf16_matrices, 0, 9);
     tcase_add_loop_test(cases, test_hf_converted, 0, 54);
     tcase_add_loop_test(cases, test_gguf, 0, 16);
     tcase_add_test(cases, test_weight_bytes);

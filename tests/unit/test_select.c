@@ -258,6 +258,32 @@ START_TEST(test_all)
 }
 END_TEST
 
+/* Without RoPE in any layer the documents' places make no difference; with it they do. */
+START_TEST(test_layers_without_rope)
+{
+    static const uint32_t tokens[] = {120, 90, 60};
+    static bool none[6];
+    struct samkv_selection here, there;
+    for (int rope = 0; rope < 2; rope++) {
+        struct world w;
+        bool same = true;
+        memset(none, !rope, sizeof none);
+        world_init(&w, 17, tokens, 3, 8, 8);
+        w.input.no_rope = none;
+        selected(&w.input, &here);
+        for (uint32_t i = 0; i < 3; i++)
+            w.documents[i].start = 1000 * (3 - i);
+        selected(&w.input, &there);
+        for (uint32_t i = 0; i < 3; i++)
+            same &= here.documents[i].top_p == there.documents[i].top_p;
+        ck_assert_int_eq(same, !rope);
+        samkv_selection_deinit(&here);
+        samkv_selection_deinit(&there);
+        free(w.memory);
+    }
+}
+END_TEST
+
 int main(void)
 {
     Suite *suite = suite_create("select");
@@ -266,6 +292,7 @@ int main(void)
     tcase_add_test(tc, test_fixed_at_ratio_one_keeps_everything);
     tcase_add_test(tc, test_best_block_wins);
     tcase_add_test(tc, test_position_is_only_a_rotation);
+    tcase_add_test(tc, test_layers_without_rope);
     tcase_add_test(tc, test_all);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
