@@ -72,6 +72,9 @@ class Collection:
     bytes_raw: int      # of its documents; what another collection has too counts in both
     bytes_stored: int
     codec: str          # "rans", "zstd", "raw", "q8", "q4"
+    owner: int          # user; 0: the daemon's own, and root's
+    group: int          # 0: the daemon's
+    mode: int           # as a file's: 0o640
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,10 @@ class StatusReport:
     evictions: int
     evicted_bytes: int
     expirations: int
+    user: int           # who asks, as collections name owners
+    user_bytes: int     # that its collections are charged with
+    user_quota_bytes: int   # 0: none
+    partial: bool       # no administrator asks: sums are of what it may read, and there are no counters
     models: typing.List[Model]
     counters: typing.Dict[str, float]
 
@@ -353,6 +360,12 @@ class Client:
         return self._answer(lambda a: _record(Collection, a.configure.collection), "configure", _name(collection),
                             quota_bytes, ttl_s)
 
+    def share(self, collection: typing.Optional[str] = None, group: int = -1, mode: int = -1) -> Collection:
+        """Says who may use a collection: a group of one's own (0: the daemon's) and a mode like 0o640 (4 is reading, 6
+        reading and writing); -1 leaves one as it is."""
+        return self._answer(lambda a: _record(Collection, a.configure.collection), "share", _name(collection), group,
+                            mode)
+
     # ---------------------------------------------------------------------------------------------------- fetching
 
     def _fill(self, arena, options, ids, *, collection, ratio, selection, stable_layers, init_tokens, local_tokens,
@@ -373,7 +386,7 @@ class Client:
               ratio: float = 0.15, selection: str = "dynamic", stable_layers: typing.Optional[Tokens] = None,
               init_tokens: int = -1, local_tokens: int = -1, update: typing.Union[str, float] = "overwrite",
               recompute: bool = True, positions: str = "original", with_query: bool = False,
-              placement: str = "host") -> Cache:
+              placement: str = "host", deadline_ms: int = 0) -> Cache:
         """What a query (text or token ids) needs of some documents, as a ready-to-use KV cache.
 
         ids: in the order of the prompt. ratio: of the documents' tokens to keep, (0, 1]. selection: "dynamic", where
@@ -382,6 +395,7 @@ class Client:
         ones: "overwrite", "cosine", or a number theta in [0, 1]: theta * new + (1 - theta) * old. recompute=False
         leaves them as stored. positions: "original", joint positions with gaps, or "compact": 0, 1, 2, …. with_query:
         the query's rows and logits come along. placement: "host", or "device" for the memory of the daemon's GPU.
+        deadline_ms: the daemon gives up when it takes longer; 0: as long as that allows.
         """
         arena, options = _Arena(), _library.FetchOptions()
         call("samkv_fetch_options_init", ctypes.byref(options))
@@ -393,6 +407,7 @@ class Client:
         else:
             options.query_tokens, options.query_token_count = arena.integers(query)
         options.with_query, options.placement = with_query, _choice(_PLACEMENTS, placement, "placement")
+        options.deadline_ms = deadline_ms
         out = ctypes.POINTER(_library.CacheInput)()
         self._call("fetch", ctypes.byref(options), ctypes.byref(out))
         return Cache(out)
