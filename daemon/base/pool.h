@@ -2,8 +2,10 @@
 /*
  * A bounded pool of worker threads for jobs that may block: whole fetches and ingests (each a readable
  * sequence of steps that waits for its device lane and for the store), and small parallel loops within them.
- * Two classes: urgent jobs (fetch, ask, ls) never wait behind relaxed ones (ingest, verify), since at most
- * half of the workers run relaxed jobs at a time.
+ * Three classes: urgent jobs (fetch, ask, ls) never wait behind others, since at most half of the workers run relaxed
+ * jobs (ingest, verify) at a time, and at most a quarter durable ones (rm, pin, set), which go before relaxed ones:
+ * they sleep until the disk has them, and many of them would else have all workers do so. Of two or three workers, one
+ * is for urgent jobs only.
  */
 #include "proto/status.h"
 #include "daemon/base/lane.h"

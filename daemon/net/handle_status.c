@@ -172,7 +172,9 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
         put_host_cache(samkv_store_host_cache(service->store), counters, &n);
     put_counter(counters, &n, "checksum_failures", (double)stats->damaged);
     put_counter(counters, &n, "queue_urgent", samkv_pool_waiting(service->telemetry.pool, SAMKV_URGENT));
-    put_counter(counters, &n, "queue_relaxed", samkv_pool_waiting(service->telemetry.pool, SAMKV_RELAXED));
+    put_counter(counters, &n, "queue_relaxed",
+                samkv_pool_waiting(service->telemetry.pool, SAMKV_RELAXED) +
+                    samkv_pool_waiting(service->telemetry.pool, SAMKV_DURABLE));
     if (service->models->leases)
         put_leases(service->models->leases, counters, &n);
     if (service->models->transfer)

@@ -66,7 +66,7 @@ def add(results):
     total = {}
     for result in results:
         for name, value in result.items():
-            if name == "fetch_ms":
+            if name in ("fetch_ms", "late_ms"):
                 continue
             if isinstance(value, list):
                 total[name] = [a + b for a, b in zip(total.get(name, [0, 0]), value)]
@@ -115,8 +115,11 @@ def run(options, daemon):
         samples = watch(daemon, options.seconds)
         results = [r.result() for r in running]
     total, status = add(results), settled(daemon)
-    latency = sorted(ms for r in results for ms in r["fetch_ms"])
+    latency = sorted(ms for r in results for ms in r["fetch_ms"][:-1])
+    late = sorted(ms for r in results for ms in r["late_ms"][:-1])
     report(options, total, latency, samples, status, fds, daemon)
+    print("sleeps of 1 ms beside it, too long by ms: median %.2f, 90 %% %.2f, 99 %% %.2f, most %.2f" % (
+        *(percentile(late, p) for p in (.5, .9, .99)), late[-1]), flush=True)
     problems = []
     check(options, total, latency, samples, status, fds, daemon, problems)
     check_counters(total, status["counters"], before, problems)
@@ -171,7 +174,7 @@ def main():
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="samkv-models-") as folder:
         model = models.make_model(folder + "/llama", "llama", layers=2, hidden=32)
-        with Daemon({"llama": model}, arguments=["--log-level", "error", "--max-connections", "512"]) as daemon:
+        with Daemon({"llama": model}, arguments=["--log-level", "error", "--max-connections", "512", "--threads", "1"]) as daemon:
             problems = run(options, daemon)
     for problem in problems:
         print("load.py: " + problem, file=sys.stderr)

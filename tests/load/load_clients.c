@@ -358,9 +358,37 @@ static void *run(void *arg)
     return NULL;
 }
 
+/* ------------------------------------------------------------------ what the machine adds */
+
+/* How much too long sleeps of a millisecond last: what any wait for a processor adds to any latency here. */
+struct probe {
+    const struct settings *settings;
+    pthread_t thread;
+    float late_ms[MOST_LATENCIES];
+    size_t count;
+};
+
+static void *run_probe(void *arg)
+{
+    struct probe *p = arg;
+    const struct timespec millisecond = {.tv_nsec = 1000000};
+    while (now_s() < p->settings->end_s && p->count < MOST_LATENCIES) {
+        double start = now_s();
+        nanosleep(&millisecond, NULL);
+        p->late_ms[p->count++] = (float)(1e3 * (now_s() - start) - 1);
+    }
+    return NULL;
+}
+
 /* ------------------------------------------------------------------ the whole */
 
-static void print(const struct client *clients, unsigned count)
+static void print_numbers(const float *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        printf("%.3f,", (double)values[i]);
+}
+
+static void print(const struct client *clients, unsigned count, const struct probe *probe)
 {
     uint64_t done[WHAT_COUNT] = {0}, busy[WHAT_COUNT] = {0}, wrong = 0, connects = 0, connects_busy = 0;
     for (unsigned i = 0; i < count; i++) {
@@ -376,12 +404,12 @@ static void print(const struct client *clients, unsigned count)
            (unsigned long long)connects, (unsigned long long)connects_busy);
     for (int w = 0; w < WHAT_COUNT; w++)
         printf(", \"%s\": [%llu, %llu]", what_names[w], (unsigned long long)done[w], (unsigned long long)busy[w]);
-    printf(", \"fetch_ms\": [");
-    const char *comma = "";
+    printf(", \"late_ms\": ["); /* each list ends with a number that is none */
+    print_numbers(probe->late_ms, probe->count);
+    printf("-1], \"fetch_ms\": [");
     for (unsigned i = 0; i < count; i++)
-        for (size_t k = 0; k < clients[i].latencies; k++, comma = ",")
-            printf("%s%.3f", comma, (double)clients[i].latency_ms[k]);
-    printf("]}\n");
+        print_numbers(clients[i].latency_ms, clients[i].latencies);
+    printf("-1]}\n");
 }
 
 int main(int argc, char **argv)
@@ -393,6 +421,9 @@ int main(int argc, char **argv)
     unsigned count = (unsigned)atoi(argv[2]);
     const struct settings settings = {
         .socket = argv[1], .hidden = argv[6], .end_s = now_s() + atof(argv[3]), .pause_ms = (unsigned)atoi(argv[4])};
+    struct probe *probe = calloc(1, sizeof *probe);
+    probe->settings = &settings;
+    pthread_create(&probe->thread, NULL, run_probe, probe);
     struct client *clients = calloc(count, sizeof *clients);
     for (unsigned i = 0; i < count; i++) {
         clients[i] =
@@ -406,7 +437,9 @@ int main(int argc, char **argv)
     }
     for (unsigned i = 0; i < count; i++)
         pthread_join(clients[i].thread, NULL);
-    print(clients, count);
+    pthread_join(probe->thread, NULL);
+    print(clients, count, probe);
+    free(probe);
     for (unsigned i = 0; i < count; i++)
         free(clients[i].latency_ms);
     free(clients);

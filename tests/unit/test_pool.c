@@ -68,6 +68,37 @@ START_TEST(relaxed_jobs_leave_workers_to_urgent_ones)
 }
 END_TEST
 
+/* Durable jobs sleep for the disk: they have a few workers, go before relaxed ones, and keep no urgent one waiting. */
+START_TEST(durable_jobs_leave_workers_too)
+{
+    struct samkv_pool *pool;
+    struct job durable[3], relaxed[4], urgent;
+    ck_assert_int_eq(samkv_pool_new(_i, 10, &pool), SAMKV_OK);
+    int limit = _i < 8 ? 1 : _i / 4;
+    for (int i = 0; i < 3; i++)
+        submit(pool, SAMKV_DURABLE, &durable[i]);
+    for (int i = 0; i < limit; i++)
+        sem_wait(&durable[i].began);
+    for (int i = 0; i < 4; i++)
+        submit(pool, SAMKV_RELAXED, &relaxed[i]);
+    if (_i >= 4)
+        sem_wait(&relaxed[0].began); /* they have workers of their own */
+    submit(pool, SAMKV_URGENT, &urgent);
+    sem_wait(&urgent.began); /* would hang if the others had all of them */
+    sem_post(&urgent.go);
+    ck_assert_int_ne(sem_trywait(&durable[limit].began), 0);
+    sem_post(&durable[0].go);
+    sem_wait(&durable[limit].began); /* before the relaxed ones that wait */
+    for (int i = 1; i < 3; i++)
+        sem_post(&durable[i].go);
+    for (int i = 0; i < 4; i++)
+        sem_post(&relaxed[i].go);
+    while (atomic_load(&relaxed[3].runs) + atomic_load(&durable[2].runs) < 2)
+        sched_yield();
+    samkv_pool_free(pool);
+}
+END_TEST
+
 START_TEST(a_full_queue_is_busy_for_its_class)
 {
     struct samkv_pool *pool;
@@ -228,6 +259,7 @@ int main(void)
     TCase *tc = tcase_create("pool");
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, relaxed_jobs_leave_workers_to_urgent_ones);
+    tcase_add_loop_test(tc, durable_jobs_leave_workers_too, 2, 10);
     tcase_add_test(tc, a_full_queue_is_busy_for_its_class);
     tcase_add_test(tc, free_finishes_running_jobs_and_cancels_queued_ones);
     tcase_add_test(tc, what_waits_when_free_begins_does_not_run);
