@@ -573,7 +573,7 @@ SAMKV_API enum samkv_status samkv_client_status_quick(struct samkv_client *, uin
                                                       struct samkv_error *err) SAMKV_MUST_USE;
 
 /* What became of the request with this number of the daemon's, NOT_FOUND when it is among the last ones no more; id 0:
- * of at most `limit` (0: all that the daemon remembers). Only of this user's own, unless that is root or the daemon's.
+ * of at most `limit` (0: all that the daemon remembers). Only of this user's own, unless that is an administrator.
  */
 SAMKV_API enum samkv_status samkv_client_trace(struct samkv_client *, uint64_t id, uint32_t limit,
                                                struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;

@@ -347,6 +347,8 @@ static enum what choose(struct client *c)
 static void *run(void *arg)
 {
     struct client *c = arg;
+    double gather_s = (c->settings->end_s - now_s()) / 10; /* they do not all come in the same instant */
+    usleep((useconds_t)draw(c, 1 + (uint64_t)(1e6 * (gather_s < 5 ? gather_s : 5))));
     while (now_s() < c->settings->end_s) {
         enum what what = choose(c);
         if (what >= GARBAGE || connected(c))
