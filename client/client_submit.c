@@ -71,6 +71,7 @@ static void fill_spec(Samkv__CollectionSpec *spec, Samkv__Tokens *preamble, cons
         spec->ttl_given_case = SAMKV__COLLECTION_SPEC__TTL_GIVEN_TTL_S;
         spec->ttl_s = (uint64_t)from->ttl_s;
     }
+    spec->mode = from->mode;
 }
 
 enum samkv_status samkv_client_submit_ingest(struct samkv_client *client, const struct samkv_document *document,

@@ -38,13 +38,7 @@ static enum samkv_status apply_group(void *args, const char *value, struct samkv
 
 static enum samkv_status apply_mode(void *args, const char *value, struct samkv_error *err)
 {
-    char *end;
-    errno = 0;
-    unsigned long mode = strtoul(value, &end, 8);
-    if (*value < '0' || *value > '7' || *end || errno || mode > 07777)
-        return samkv_fail(err, SAMKV_INVALID, "is no mode; write one like 0640");
-    ((struct set_args *)args)->mode = (int64_t)mode;
-    return SAMKV_OK;
+    return ctl_parse_mode(value, &((struct set_args *)args)->mode, err);
 }
 
 static const struct ctl_option options[] = {

@@ -109,6 +109,7 @@ struct samkv_collection_options {
     int64_t block_tokens, init_tokens, local_tokens; /* -1: as stored, else 16, 16, 16 */
     int64_t quota_bytes, ttl_s; /* of stored bytes; seconds that an id lives. -1: as stored, else 0: none */
     const char *codec;          /* "raw", "zstd", "rans", "q8", "q4"; NULL: as stored, else the daemon's default */
+    uint32_t mode;              /* who may use it, like 0640; 0: as stored, else the daemon's default */
 };
 
 /* One document. samkv_document_init gives the defaults. */

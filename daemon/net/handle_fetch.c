@@ -40,6 +40,7 @@ static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, 
     out->compact = m->positions == SAMKV__POSITIONS__COMPACT;
     out->with_query = m->with_query;
     out->placement = m->placement == SAMKV__PLACEMENT__DEVICE ? SAMKV_PLACE_DEVICE : SAMKV_PLACE_HOST;
+    out->user = r->caller->peer.uid;
     out->cancelled = &r->cancelled;
     out->trace = &r->traced.trace;
 }

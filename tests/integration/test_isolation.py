@@ -256,9 +256,7 @@ class Isolation(unittest.TestCase):
             before = self.daemon.json("status")["documents"]
             self.daemon.json("ingest", "-", "--collection", name, *options, text=documents_jsonl(long))
             self.assertEqual(self.daemon.json("status")["documents"] - before, counted, name)
-        with wire.Connection(self.daemon.socket) as c:
-            body = wire.message(f1="plain-shared", f2="long", f5=wire.tokens(long["long"]), f6=wire.message(f20=0o660))
-            self.assertFalse(c.ask(wire.INGEST, body)[0] & wire.ERROR)
+        self.daemon.json("ingest", "-", "--collection", "plain-shared", "--mode", "0660", text=documents_jsonl(long))
         self.assertEqual(self.daemon.json("status")["documents"] - before, 1)
 
     # -------------------------------------------------------------- limits

@@ -23,7 +23,7 @@ class CollectionOptions(Structure):
     _fields_ = [("model", c_char_p), ("has_preamble", c_bool), ("preamble", c_void_p), ("preamble_bytes", c_size_t),
                 ("preamble_tokens", POINTER(c_int32)), ("preamble_token_count", c_size_t),
                 ("block_tokens", c_int64), ("init_tokens", c_int64), ("local_tokens", c_int64),
-                ("quota_bytes", c_int64), ("ttl_s", c_int64), ("codec", c_char_p)]
+                ("quota_bytes", c_int64), ("ttl_s", c_int64), ("codec", c_char_p), ("mode", c_uint32)]
 
 
 class DocumentInput(Structure):

@@ -280,13 +280,13 @@ class Client:
                collection: typing.Optional[str] = None, chunk_tokens: int = 0, model: typing.Optional[str] = None,
                preamble: typing.Optional[TextOrTokens] = None, block_tokens: int = -1, init_tokens: int = -1,
                local_tokens: int = -1, quota_bytes: int = -1, ttl_s: int = -1,
-               codec: typing.Optional[str] = None) -> IngestResult:
+               codec: typing.Optional[str] = None, mode: int = 0) -> IngestResult:
         """Stores a document, given as text or as token ids; when this returns, it is on disk.
 
         The same id with other content replaces it. chunk_tokens splits a longer document into `id#1`, `id#2`, …; 0
         refuses what exceeds the model's context. The rest belongs to the collection: its first ingest sets it (-1 and
-        None: 16, 16, 16, no quota, no time to live, no preamble, the daemon's codec and first model), and whatever a later one says
-        must agree.
+        None: 16, 16, 16, no quota, no time to live, no preamble, the daemon's codec and first model; mode 0: the
+        daemon's, like 0o640), and whatever a later one says must agree.
         """
         arena, d = _Arena(), _library.DocumentInput()
         call("samkv_document_init", ctypes.byref(d))
@@ -298,6 +298,7 @@ class Client:
         d.spec.model = _name(model)
         d.spec.block_tokens, d.spec.init_tokens, d.spec.local_tokens = block_tokens, init_tokens, local_tokens
         d.spec.quota_bytes, d.spec.ttl_s, d.spec.codec = quota_bytes, ttl_s, _name(codec)
+        d.spec.mode = mode
         if preamble is not None:
             d.spec.has_preamble = True
             if isinstance(preamble, (str, bytes)):
