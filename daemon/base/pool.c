@@ -15,9 +15,13 @@ static const enum samkv_urgency in_order[CLASSES] = {SAMKV_URGENT, SAMKV_DURABLE
 struct pool_job {
     void (*fn)(void *arg, bool cancelled);
     void *arg;
-    struct pool_job *next;
+    uint32_t user;
+    struct pool_job *next; /* of the same user */
+    /* Of a user's first job: */
+    struct pool_job *newest, *beside; /* the user's last job; the next user's first one */
 };
 
+/* Users take turns: the first jobs of all that have some, in the order in which they are served. */
 struct pool_queue {
     struct pool_job *first, **last;
     int count;
@@ -35,15 +39,42 @@ struct samkv_pool {
     pthread_t threads[];
 };
 
+/* A user's first job goes behind those of all others. */
+static void line_up(struct pool_queue *q, struct pool_job *job)
+{
+    job->beside = NULL;
+    *q->last = job;
+    q->last = &job->beside;
+}
+
+static void push(struct pool_queue *q, struct pool_job *job)
+{
+    struct pool_job *first = q->first;
+    while (first && first->user != job->user)
+        first = first->beside;
+    q->count++;
+    if (first) {
+        first->newest->next = job;
+        first->newest = job;
+        return;
+    }
+    job->newest = job;
+    line_up(q, job);
+}
+
 static struct pool_job *pop(struct pool_queue *q)
 {
     struct pool_job *job = q->first;
     if (!job)
         return NULL;
-    q->first = job->next;
+    q->first = job->beside;
     if (!q->first)
         q->last = &q->first;
     q->count--;
+    if (job->next) {
+        job->next->newest = job->newest;
+        line_up(q, job->next);
+    }
     return job;
 }
 
@@ -161,17 +192,21 @@ void samkv_pool_free(struct samkv_pool *pool)
 enum samkv_status samkv_pool_submit(struct samkv_pool *pool, enum samkv_urgency urgency,
                                     void (*fn)(void *arg, bool cancelled), void *arg)
 {
+    return samkv_pool_submit_for(pool, 0, urgency, fn, arg);
+}
+
+enum samkv_status samkv_pool_submit_for(struct samkv_pool *pool, uint32_t user, enum samkv_urgency urgency,
+                                        void (*fn)(void *arg, bool cancelled), void *arg)
+{
     struct pool_job *job = malloc(sizeof *job);
     if (!job)
         return SAMKV_NO_MEMORY;
-    *job = (struct pool_job){.fn = fn, .arg = arg};
+    *job = (struct pool_job){.fn = fn, .arg = arg, .user = user};
     pthread_mutex_lock(&pool->lock);
     struct pool_queue *q = &pool->queues[urgency];
     bool accepted = !pool->ending && q->count < pool->queue_limit;
     if (accepted) {
-        *q->last = job;
-        q->last = &job->next;
-        q->count++;
+        push(q, job);
         /* A worker that finds only a relaxed job it may not take sleeps on: whoever ends a relaxed job takes the next.
          */
         pthread_cond_signal(&pool->arrived);

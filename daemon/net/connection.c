@@ -24,7 +24,9 @@ static void request_free(struct samkv_request *r)
     if (r->next)
         r->next->link = r->link;
     samkv_buffer_deinit(&r->payload);
-    ((struct samkv_connection *)r->connection)->user->requests--;
+    struct samkv_user *user = ((struct samkv_connection *)r->connection)->user;
+    user->requests--;
+    user->bundles -= r->handler->takes_descriptor;
     free(r);
 }
 
@@ -66,6 +68,7 @@ static struct samkv_request *request_new(struct samkv_connection *c, const struc
     r->connection = c;
     r->caller = &c->caller;
     c->user->requests++;
+    c->user->bundles += handler->takes_descriptor;
     r->next = c->requests;
     r->link = &c->requests;
     if (r->next)
@@ -88,11 +91,15 @@ static enum samkv_status submit(struct samkv_connection *c, const struct samkv_f
     if (!c->caller.admin && c->user->requests >= most)
         return samkv_fail(err, SAMKV_BUSY,
                           "%u requests of this user are under way already; try again when some have ended", most);
+    if (!c->caller.admin && c->user->bundles && handler->takes_descriptor)
+        return samkv_fail(err, SAMKV_BUSY,
+                          "an export or import of this user runs already; try again when it has ended");
     struct samkv_request *r = request_new(c, handler, frame, payload, charge);
     if (!r)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory for the request; try again");
     atomic_fetch_add(&server->service->requests, 1); /* before a worker can see it */
-    enum samkv_status st = samkv_pool_submit(server->pool, handler->urgency, samkv_request_run, r);
+    enum samkv_status st =
+        samkv_pool_submit_for(server->pool, c->caller.peer.uid, handler->urgency, samkv_request_run, r);
     if (st != SAMKV_OK) {
         atomic_fetch_sub(&server->service->requests, 1);
         samkv_outgoing_free(r->spare);

@@ -207,7 +207,11 @@ static enum samkv_status on_target(void *arg, struct samkv_collection *c, struct
         st = samkv_access_find_or_make(job->request, c->name, 0, name, &c->ownership, err);
     if (st == SAMKV_OK)
         memcpy(c->name, name, strlen(name) + 1);
-    return st;
+    /* A preamble is nobody's until its collection is there: its user is asked for room before. */
+    uint64_t preamble_bytes = st == SAMKV_OK ? c->preamble_tokens * samkv_kv_token_bytes(&c->shape) : 0;
+    return st == SAMKV_OK
+               ? samkv_store_admit_owner(job->request->service->store, c->ownership.owner, preamble_bytes, err)
+               : st;
 }
 
 static enum samkv_status on_name(void *arg, const struct samkv_name *name, struct samkv_error *err)

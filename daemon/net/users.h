@@ -12,6 +12,7 @@ struct samkv_user {
     struct samkv_user *next;
     uid_t uid;
     uint32_t connections, requests;
+    uint32_t bundles;           /* of its requests: exports and imports */
     struct samkv_budget budget; /* its part of the server's, which it takes from */
 };
 

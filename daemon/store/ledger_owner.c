@@ -3,7 +3,7 @@
 #include "daemon/store/ledger_parts.h"
 
 /* What a user is charged with beyond documents' bytes, so that nothing that takes disk or memory is free. */
-#define NAME_CHARGE_BYTES       512
+#define NAME_CHARGE_BYTES       1024
 #define COLLECTION_CHARGE_BYTES 4096
 
 const struct samkv_ledger_owner *samkv_ledger_find_owner(const struct samkv_ledger *l, uint32_t owner)

@@ -106,7 +106,6 @@ static void await_live(uint64_t live)
 START_TEST(kept_memory_stays_with_its_user)
 {
     struct samkv_lease *lease, *other;
-    struct samkv_error err;
     ck_assert_int_eq(samkv_lease_take(pool, 5, 2 * MB, &lease, &err), SAMKV_OK);
     const void *memory = samkv_lease_memory(lease);
     samkv_lease_end(lease, true);

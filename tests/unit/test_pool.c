@@ -99,6 +99,51 @@ START_TEST(durable_jobs_leave_workers_too)
 }
 END_TEST
 
+static int order[12];
+static atomic_int ordered;
+
+struct numbered {
+    int number;
+};
+
+static void note_number(void *arg, bool cancelled)
+{
+    (void)cancelled;
+    order[atomic_fetch_add(&ordered, 1)] = ((struct numbered *)arg)->number;
+}
+
+/* Of one user's six jobs, another's two and a third's one, none has to wait for all of another's. */
+START_TEST(users_take_turns)
+{
+    static const struct {
+        uint32_t user;
+        int number;
+    } jobs[] = {{1, 10}, {1, 11}, {1, 12}, {1, 13}, {2, 20}, {2, 21}, {1, 14}, {3, 30}, {1, 15}};
+    static const int expected[] = {10, 20, 30, 11, 21, 12, 13, 14, 15};
+    struct numbered numbers[9];
+    struct samkv_pool *pool;
+    struct job held[2];
+    ck_assert_int_eq(samkv_pool_new(2, 20, &pool), SAMKV_OK);
+    submit(pool, SAMKV_URGENT, &held[0]);
+    submit(pool, SAMKV_URGENT, &held[1]);
+    sem_wait(&held[0].began);
+    sem_wait(&held[1].began);
+    atomic_store(&ordered, 0);
+    for (int i = 0; i < 9; i++) {
+        numbers[i].number = jobs[i].number;
+        ck_assert_int_eq(samkv_pool_submit_for(pool, jobs[i].user, SAMKV_URGENT, note_number, &numbers[i]), SAMKV_OK);
+    }
+    ck_assert_int_eq(samkv_pool_waiting(pool, SAMKV_URGENT), 9);
+    sem_post(&held[0].go); /* one worker: in order */
+    while (atomic_load(&ordered) < 9)
+        sched_yield();
+    ck_assert_mem_eq(order, expected, sizeof expected);
+    ck_assert_int_eq(samkv_pool_waiting(pool, SAMKV_URGENT), 0);
+    sem_post(&held[1].go);
+    samkv_pool_free(pool);
+}
+END_TEST
+
 START_TEST(a_full_queue_is_busy_for_its_class)
 {
     struct samkv_pool *pool;
@@ -259,6 +304,7 @@ int main(void)
     TCase *tc = tcase_create("pool");
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, relaxed_jobs_leave_workers_to_urgent_ones);
+    tcase_add_test(tc, users_take_turns);
     tcase_add_loop_test(tc, durable_jobs_leave_workers_too, 2, 10);
     tcase_add_test(tc, a_full_queue_is_busy_for_its_class);
     tcase_add_test(tc, free_finishes_running_jobs_and_cancels_queued_ones);
