@@ -3,7 +3,7 @@
 It fails when an answer is not the one that must come (BUSY may always), when memory or descriptors grow, when the
 daemon's counters are not what the clients counted, or when it does not end cleanly. Prints what was measured. With
 --strict the 99th percentile of small fetches must be within five times the median, which a busy machine may spoil.
-    load.py --clients 200 --seconds 600 --strict
+    load.py --clients 200 --seconds 600 --pause 0 --strict
 Root's clients are of four users; anybody else's are of one.
 """
 import argparse

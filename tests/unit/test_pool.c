@@ -109,7 +109,9 @@ struct numbered {
 static void note_number(void *arg, bool cancelled)
 {
     (void)cancelled;
-    order[atomic_fetch_add(&ordered, 1)] = ((struct numbered *)arg)->number;
+    int at = atomic_load(&ordered); /* one worker calls this */
+    order[at] = ((struct numbered *)arg)->number;
+    atomic_store(&ordered, at + 1);
 }
 
 /* Of one user's six jobs, another's two and a third's one, none has to wait for all of another's. */
