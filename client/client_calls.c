@@ -260,6 +260,15 @@ enum samkv_status samkv_client_configure(struct samkv_client *client, const char
     return status ? status : wait_for(client, request, reply, err);
 }
 
+enum samkv_status samkv_client_share(struct samkv_client *client, const char *collection, int64_t group, int64_t mode,
+                                     struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_share(client, collection, group, mode, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
 struct gc_sink {
     bool (*on_progress)(void *arg, const struct samkv_gc_answer *);
     void *arg;

@@ -162,7 +162,10 @@ static struct samkv_collection_info collection_info(const Samkv__Collection *c)
                                           .ttl_s = c->ttl_s,
                                           .bytes_raw = c->bytes_raw,
                                           .bytes_stored = c->bytes_stored,
-                                          .codec = c->codec};
+                                          .codec = c->codec,
+                                          .owner = c->owner,
+                                          .group = c->group,
+                                          .mode = c->mode};
 }
 
 static enum samkv_status fill_list(struct samkv_reply *reply, const ProtobufCMessage *message, struct samkv_error *err)
@@ -266,7 +269,11 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
                                                         .collection_list = collections,
                                                         .collection_count = m->n_collection_list,
                                                         .histograms = histograms,
-                                                        .histogram_count = m->n_histograms};
+                                                        .histogram_count = m->n_histograms,
+                                                        .user = m->user,
+                                                        .user_bytes = m->user_bytes,
+                                                        .user_quota_bytes = m->user_quota_bytes,
+                                                        .partial = m->partial};
     return SAMKV_OK;
 }
 

@@ -71,6 +71,7 @@ static void fill_spec(Samkv__CollectionSpec *spec, Samkv__Tokens *preamble, cons
         spec->ttl_given_case = SAMKV__COLLECTION_SPEC__TTL_GIVEN_TTL_S;
         spec->ttl_s = (uint64_t)from->ttl_s;
     }
+    spec->mode = from->mode;
 }
 
 enum samkv_status samkv_client_submit_ingest(struct samkv_client *client, const struct samkv_document *document,
@@ -111,6 +112,7 @@ static void fill_fetch(Samkv__FetchRequest *message, Samkv__Tokens *query, const
     message->positions = (Samkv__Positions)from->positions;
     message->with_query = from->with_query;
     message->placement = (Samkv__Placement)from->placement;
+    message->deadline_ms = from->deadline_ms;
 }
 
 enum samkv_status samkv_client_submit_fetch(struct samkv_client *client, const struct samkv_fetch_options *options,
@@ -130,6 +132,7 @@ enum samkv_status samkv_client_submit_ask(struct samkv_client *client, const str
     Samkv__Tokens query;
     fill_fetch(&fetch, &query, &options->fetch);
     message.fetch = &fetch;
+    message.deadline_ms = options->fetch.deadline_ms;
     message.question = bytes_of(options->question, options->question_bytes);
     message.method = (Samkv__Method)options->method;
     message.max_tokens = options->max_tokens;
@@ -217,6 +220,16 @@ enum samkv_status samkv_client_submit_configure(struct samkv_client *client, con
         message.ttl_given_case = SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S;
         message.ttl_s = (uint64_t)ttl_s;
     }
+    return samkv_client_submit(client, SAMKV_OPERATION_CONFIGURE, &message.base, request, err);
+}
+
+enum samkv_status samkv_client_submit_share(struct samkv_client *client, const char *collection, int64_t group,
+                                            int64_t mode, uint64_t *request, struct samkv_error *err)
+{
+    Samkv__ConfigureRequest message = SAMKV__CONFIGURE_REQUEST__INIT;
+    message.collection = text(collection);
+    SET_OPTIONAL(&message, group, SAMKV__CONFIGURE_REQUEST__GROUP_GIVEN_GROUP, group);
+    SET_OPTIONAL(&message, mode, SAMKV__CONFIGURE_REQUEST__MODE_GIVEN_MODE, mode);
     return samkv_client_submit(client, SAMKV_OPERATION_CONFIGURE, &message.base, request, err);
 }
 

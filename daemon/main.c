@@ -24,6 +24,8 @@ static enum samkv_status open_store(const struct samkv_settings *s, struct samkv
                                                 .compact = (enum samkv_compact)s->compact,
                                                 .direct = s->store_read == 1,
                                                 .host_cache_bytes = (uint64_t)s->host_cache_bytes,
+                                                .user_quota = samkv_settings_user_quota,
+                                                .user_quota_arg = (void *)s,
                                                 .evict = s->when_full == SAMKV_WHEN_FULL_EVICT ||
                                                          (s->when_full == SAMKV_WHEN_FULL_AUTO && s->store_max_bytes),
                                                 .quota_refuses = s->when_full == SAMKV_WHEN_FULL_REFUSE};
@@ -80,7 +82,10 @@ static void reload(void *arg)
 
 static enum samkv_status start(struct samkv_daemon *d, const struct samkv_settings *s, struct samkv_error *err)
 {
-    enum samkv_status st = open_store(s, &d->store, err);
+    enum samkv_status st = samkv_settings_access(s, &d->service.access, err);
+    d->service.bounds = &s->bounds;
+    if (st == SAMKV_OK)
+        st = open_store(s, &d->store, err);
     if (st == SAMKV_OK)
         st = open_models(s, &d->models, err);
     if (st != SAMKV_OK)

@@ -110,6 +110,8 @@ enum samkv_status ctl_parse_real(const char *text, double min, double max, doubl
 /* "10G" (K, M, G, T: powers of 1024), "7d" (s, m, h, d, w); plain numbers are bytes and seconds. "none" is 0. */
 enum samkv_status ctl_parse_bytes(const char *text, int64_t *out, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status ctl_parse_duration(const char *text, int64_t *out, struct samkv_error *) SAMKV_MUST_USE;
+/* Who may use a collection, octal like 0640. */
+enum samkv_status ctl_parse_mode(const char *value, int64_t *out, struct samkv_error *) SAMKV_MUST_USE;
 
 /* ------------------------------------------------------------------ commands */
 

@@ -1,4 +1,6 @@
+#include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "client/ctl/ctl.h"
@@ -67,4 +69,15 @@ enum samkv_status ctl_parse_duration(const char *text, int64_t *out, struct samk
 {
     static const struct unit units[] = {{"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}, {"w", 604800}, {0}};
     return parse(text, units, "12h or 7d", out, err);
+}
+
+enum samkv_status ctl_parse_mode(const char *value, int64_t *out, struct samkv_error *err)
+{
+    char *end;
+    errno = 0;
+    unsigned long mode = strtoul(value, &end, 8);
+    if (*value < '0' || *value > '7' || *end || errno || mode > 07777)
+        return samkv_fail(err, SAMKV_INVALID, "is no mode; write one like 0640");
+    *out = (int64_t)mode;
+    return SAMKV_OK;
 }

@@ -50,6 +50,8 @@ const struct ctl_option ctl_fetch_shared_options[] = {
     {"no-recompute", NULL, CTL_FLAG, offsetof(struct ctl_fetch_args, no_recompute), "reuse what is stored as it is"},
     {"positions", "WAY", CTL_CHOICE, offsetof(struct ctl_fetch_args, positions),
      "original (with gaps) or compact (0, 1, 2, ..) [original]", .choices = positions},
+    {"deadline", "MS", CTL_INTEGER, offsetof(struct ctl_fetch_args, deadline_ms),
+     "the daemon gives up when it takes longer [what the daemon allows]", .min = 1, .max = UINT32_MAX},
     {0},
 };
 
@@ -77,6 +79,7 @@ enum samkv_status ctl_fetch_fill(const struct ctl_fetch_args *args, struct samkv
     out->theta = args->theta;
     out->no_recompute = args->no_recompute;
     out->positions = (enum samkv_fetch_positions)args->positions;
+    out->deadline_ms = (uint32_t)args->deadline_ms;
     if (!args->ids.count)
         return samkv_fail(err, SAMKV_INVALID, "name the documents: --docs ID,.. (samkvctl ls lists them)");
     return SAMKV_OK;

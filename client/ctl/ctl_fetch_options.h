@@ -12,7 +12,7 @@ struct ctl_fetch_args {
     double ratio, theta;
     int selection, update, positions;
     struct ctl_numbers stable_layers;
-    int64_t init_tokens, local_tokens;
+    int64_t init_tokens, local_tokens, deadline_ms;
     bool no_recompute;
 };
 

@@ -30,7 +30,7 @@ struct ingest_args {
     struct ctl_common common;
     const char *model, *collection, *preamble, *codec;
     struct ctl_tokens preamble_tokens;
-    int64_t block_size, init_tokens, local_tokens, chunk_tokens, quota_bytes, ttl_s;
+    int64_t block_size, init_tokens, local_tokens, chunk_tokens, quota_bytes, ttl_s, mode;
 };
 
 static enum samkv_status apply_quota(void *args, const char *value, struct samkv_error *err)
@@ -41,6 +41,11 @@ static enum samkv_status apply_quota(void *args, const char *value, struct samkv
 static enum samkv_status apply_ttl(void *args, const char *value, struct samkv_error *err)
 {
     return ctl_parse_duration(value, &((struct ingest_args *)args)->ttl_s, err);
+}
+
+static enum samkv_status apply_mode(void *args, const char *value, struct samkv_error *err)
+{
+    return ctl_parse_mode(value, &((struct ingest_args *)args)->mode, err);
 }
 
 static const struct ctl_option options[] = {
@@ -64,6 +69,11 @@ static const struct ctl_option options[] = {
      .kind = CTL_CUSTOM,
      .apply = apply_ttl,
      .help = "after which a new collection's ids go, like 7d [never]"},
+    {.name = "mode",
+     .value = "MODE",
+     .kind = CTL_CUSTOM,
+     .apply = apply_mode,
+     .help = "of a new collection, as samkvctl set has it [the daemon's]"},
     {"codec", "NAME", CTL_TEXT, offsetof(struct ingest_args, codec),
      "of a new collection: rans, zstd, raw (lossless), q8 or q4 [the daemon's]"},
     {"chunk-tokens", "N", CTL_INTEGER, offsetof(struct ingest_args, chunk_tokens),
@@ -223,6 +233,7 @@ static void send_document(struct ingest *in, struct flight *flight)
         .local_tokens = args->local_tokens,
         .quota_bytes = args->quota_bytes,
         .ttl_s = args->ttl_s,
+        .mode = (uint32_t)args->mode,
     };
     flight->waiting = false;
     if (!samkv_client_submit_ingest(in->ctl->client, &d, &flight->request, &err))

@@ -1,4 +1,5 @@
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,6 +70,11 @@ json_t *ctl_json_collection(const struct samkv_collection_info *c)
     json_object_set_new(o, "documents", whole(c->documents));
     json_object_set_new(o, "quota_bytes", whole(c->quota_bytes));
     json_object_set_new(o, "ttl_s", whole(c->ttl_s));
+    char mode[16];
+    snprintf(mode, sizeof mode, "%04o", c->mode);
+    json_object_set_new(o, "owner", whole(c->owner));
+    json_object_set_new(o, "group", whole(c->group));
+    json_object_set_new(o, "mode", ctl_json_text(mode));
     json_object_set_new(o, "bytes_raw", whole(c->bytes_raw));
     json_object_set_new(o, "bytes_stored", whole(c->bytes_stored));
     json_object_set_new(o, "ratio",

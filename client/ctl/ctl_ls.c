@@ -63,13 +63,14 @@ static void print_documents(const struct samkv_list_answer *page)
 static void print_collections(const struct samkv_list_answer *list)
 {
     struct ctl_table table = {
-        .columns = 9,
-        .names = {"COLLECTION", "DOCUMENTS", "BLOCK", "INIT", "LOCAL", "PREAMBLE", "DTYPE", "CODEC", "MODEL"},
-        .right = {false, true, true, true, true, true, false, false, false},
+        .columns = 10,
+        .names = {"COLLECTION", "DOCUMENTS", "BLOCK", "INIT", "LOCAL", "PREAMBLE", "DTYPE", "CODEC", "MODE", "MODEL"},
+        .right = {false, true, true, true, true, true, false, false, false, false},
     };
     for (size_t i = 0; i < list->collection_count; i++) {
         const struct samkv_collection_info *c = &list->collections[i];
-        struct ctl_buffer documents, block, init, local, preamble;
+        struct ctl_buffer documents, block, init, local, preamble, mode;
+        snprintf(mode.text, sizeof mode.text, "%04o", c->mode);
         const char *cells[] = {c->name,
                                count_cell(&documents, c->documents),
                                count_cell(&block, c->block_tokens),
@@ -78,6 +79,7 @@ static void print_collections(const struct samkv_list_answer *list)
                                count_cell(&preamble, c->preamble_tokens),
                                c->dtype,
                                c->codec,
+                               mode.text,
                                c->model};
         if (!ctl_table_add(&table, cells))
             break;

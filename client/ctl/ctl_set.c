@@ -1,4 +1,7 @@
+#include <errno.h>
+#include <grp.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "client/ctl/ctl.h"
@@ -6,7 +9,7 @@
 
 struct set_args {
     struct ctl_common common;
-    int64_t quota_bytes, ttl_s; /* -1: not given */
+    int64_t quota_bytes, ttl_s, group, mode; /* -1: not given */
 };
 
 static enum samkv_status apply_quota(void *args, const char *value, struct samkv_error *err)
@@ -17,6 +20,25 @@ static enum samkv_status apply_quota(void *args, const char *value, struct samkv
 static enum samkv_status apply_ttl(void *args, const char *value, struct samkv_error *err)
 {
     return ctl_parse_duration(value, &((struct set_args *)args)->ttl_s, err);
+}
+
+/* A name of this machine, or a number. */
+static enum samkv_status apply_group(void *args, const char *value, struct samkv_error *err)
+{
+    char *end;
+    const struct group *group = getgrnam(value);
+    errno = 0;
+    unsigned long long number = strtoull(value, &end, 10);
+    bool is_number = *value >= '0' && *value <= '9' && !*end && !errno && number < UINT32_MAX;
+    if (!group && !is_number)
+        return samkv_fail(err, SAMKV_INVALID, "there is no such group on this machine");
+    ((struct set_args *)args)->group = group ? (int64_t)group->gr_gid : (int64_t)number;
+    return SAMKV_OK;
+}
+
+static enum samkv_status apply_mode(void *args, const char *value, struct samkv_error *err)
+{
+    return ctl_parse_mode(value, &((struct set_args *)args)->mode, err);
 }
 
 static const struct ctl_option options[] = {
@@ -30,6 +52,16 @@ static const struct ctl_option options[] = {
      .kind = CTL_CUSTOM,
      .apply = apply_ttl,
      .help = "ids go so long after they were ingested, like 7d; none: never"},
+    {.name = "group",
+     .value = "GROUP",
+     .kind = CTL_CUSTOM,
+     .apply = apply_group,
+     .help = "that the mode's second digit is for: a name or a number, one of your own"},
+    {.name = "mode",
+     .value = "MODE",
+     .kind = CTL_CUSTOM,
+     .apply = apply_mode,
+     .help = "as a file's: 0600 for you alone, 0640 lets the group read, 0660 write, 0644 all others read"},
     {"json", NULL, CTL_FLAG, offsetof(struct ctl_common, json), "print one JSON object"},
     {0},
 };
@@ -37,28 +69,45 @@ static const struct ctl_option options[] = {
 static void defaults(void *args)
 {
     struct set_args *a = args;
-    a->quota_bytes = a->ttl_s = -1;
+    a->quota_bytes = a->ttl_s = a->group = a->mode = -1;
 }
 
-static int print_json(const struct samkv_configure_answer *a)
+static int print_json(const struct samkv_configure_answer *a, uint64_t evicted)
 {
     json_t *o = json_object();
     json_object_set_new(o, "collection", ctl_json_collection(&a->collection));
-    json_object_set_new(o, "evicted", json_integer((json_int_t)a->evicted));
+    json_object_set_new(o, "evicted", json_integer((json_int_t)evicted));
     return ctl_json_print(o);
 }
 
-static void print_text(const struct samkv_configure_answer *a)
+static void print_text(const struct samkv_configure_answer *a, uint64_t evicted)
 {
     const struct samkv_collection_info *c = &a->collection;
     struct ctl_buffer stored, quota, ttl, documents;
     ctl_put(stdout, c->name, strlen(c->name), -1, false);
-    printf(": quota %s, TTL %s; %s documents, %s stored", c->quota_bytes ? ctl_bytes(&quota, c->quota_bytes) : "none",
-           c->ttl_s ? ctl_span(&ttl, c->ttl_s) : "none", ctl_count(&documents, c->documents),
-           ctl_bytes(&stored, c->bytes_stored));
-    if (a->evicted)
-        printf(", %llu evicted", (unsigned long long)a->evicted);
+    printf(": quota %s, TTL %s, mode %04o; %s documents, %s stored",
+           c->quota_bytes ? ctl_bytes(&quota, c->quota_bytes) : "none", c->ttl_s ? ctl_span(&ttl, c->ttl_s) : "none",
+           c->mode, ctl_count(&documents, c->documents), ctl_bytes(&stored, c->bytes_stored));
+    if (evicted)
+        printf(", %llu evicted", (unsigned long long)evicted);
     putchar('\n');
+}
+
+/* Limits first, then who may use it: one request each, of which only those are made that change something. *evicted is
+ * of the first. */
+static enum samkv_status change(struct ctl *ctl, struct samkv_reply *reply, uint64_t *evicted, struct samkv_error *err)
+{
+    const struct set_args *args = ctl->args;
+    bool limits = args->quota_bytes >= 0 || args->ttl_s >= 0, share = args->group >= 0 || args->mode >= 0;
+    enum samkv_status st = SAMKV_OK;
+    if (limits)
+        st = samkv_client_configure(ctl->client, ctl->words[0], args->quota_bytes, args->ttl_s, reply, err);
+    *evicted = limits && st == SAMKV_OK ? reply->answer.configure.evicted : 0;
+    if (st != SAMKV_OK || !share)
+        return st;
+    if (limits)
+        samkv_reply_deinit(reply);
+    return samkv_client_share(ctl->client, ctl->words[0], args->group, args->mode, reply, err);
 }
 
 static int run(struct ctl *ctl)
@@ -66,20 +115,21 @@ static int run(struct ctl *ctl)
     const struct set_args *args = ctl->args;
     struct samkv_reply reply;
     struct samkv_error err;
-    if (args->quota_bytes < 0 && args->ttl_s < 0) {
-        ctl_error("nothing to set: give --quota or --ttl");
+    uint64_t evicted;
+    if (args->quota_bytes < 0 && args->ttl_s < 0 && args->group < 0 && args->mode < 0) {
+        ctl_error("nothing to set: give --quota, --ttl, --group or --mode");
         return CTL_USAGE;
     }
     int code = ctl_connect(ctl);
     if (code)
         return code;
-    if (samkv_client_configure(ctl->client, ctl->words[0], args->quota_bytes, args->ttl_s, &reply, &err))
+    if (change(ctl, &reply, &evicted, &err))
         return ctl_fail(&err);
     const struct samkv_configure_answer *a = &reply.answer.configure;
     if (ctl->common->json)
-        code = print_json(a);
+        code = print_json(a, evicted);
     else
-        print_text(a);
+        print_text(a, evicted);
     if (a->collection.quota_bytes && a->collection.bytes_stored > a->collection.quota_bytes)
         ctl_error("it stays above its quota: what is left is pinned (or the daemon runs with --when-full refuse)");
     samkv_reply_deinit(&reply);
@@ -88,9 +138,11 @@ static int run(struct ctl *ctl)
 
 const struct ctl_command ctl_command_set = {
     .name = "set",
-    .arguments = "COLLECTION [--quota SIZE] [--ttl TIME]",
-    .summary = "Changes a collection's limits",
-    .details = "A lowered quota evicts what was used least; a TTL counts from when each id was last ingested.",
+    .arguments = "COLLECTION [--quota SIZE] [--ttl TIME] [--group GROUP] [--mode MODE]",
+    .summary = "Changes a collection's limits, and who may use it",
+    .details =
+        "A lowered quota evicts what was used least; a TTL counts from when each id was last ingested. A collection "
+        "is its owner's, like a file: others see it when its mode says so, as ~UID/NAME.",
     .options = {options},
     .args_bytes = sizeof(struct set_args),
     .defaults = defaults,

@@ -143,6 +143,9 @@ static int print_json(const struct ctl *ctl, const struct samkv_status_answer *s
         {"evictions", s->evictions},
         {"evicted_bytes", s->evicted_bytes},
         {"expirations", s->expirations},
+        {"user", s->user},
+        {"user_bytes", s->user_bytes},
+        {"user_quota_bytes", s->user_quota_bytes},
     };
     json_t *o = json_object(), *counters = json_object();
     json_object_set_new(o, "server", ctl_json_text(samkv_client_server(ctl->client)));
@@ -150,6 +153,7 @@ static int print_json(const struct ctl *ctl, const struct samkv_status_answer *s
     json_object_set_new(o, "store", ctl_json_text(s->store));
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++)
         json_object_set_new(o, numbers[i].name, json_integer((json_int_t)numbers[i].value));
+    json_object_set_new(o, "partial", json_boolean(s->partial));
     json_object_set_new(o, "models", json_models(s));
     json_object_set_new(o, "tiers", json_tiers(s));
     json_t *list = json_array();
@@ -229,11 +233,29 @@ static void print_models(const struct samkv_status_answer *s)
     }
 }
 
+/* What a user is told who is no administrator. */
+static void print_own(const struct samkv_status_answer *s)
+{
+    struct ctl_buffer ids, stored, used, quota;
+    printf("%-10suser %u: %s", "yours", s->user, ctl_bytes(&used, s->user_bytes));
+    if (s->user_quota_bytes)
+        printf(" of %s", ctl_bytes(&quota, s->user_quota_bytes));
+    printf("\n%-10s%s ids in %llu collections, %s\n", "readable", ctl_count(&ids, s->names),
+           (unsigned long long)s->collections, ctl_bytes(&stored, s->bytes_stored));
+}
+
 static void print_status(const struct ctl *ctl, const struct samkv_status_answer *s)
 {
     struct ctl_buffer uptime, resident;
     printf("%-10s", "daemon");
     put(samkv_client_server(ctl->client));
+    if (s->partial) {
+        printf(", up %s\n", ctl_duration(&uptime, (double)s->uptime_s));
+        print_own(s);
+        print_collections(s);
+        print_models(s);
+        return;
+    }
     printf(", up %s, %llu connections, memory %s\n", ctl_duration(&uptime, (double)s->uptime_s),
            (unsigned long long)s->connections, ctl_bytes(&resident, s->resident_bytes));
     print_store(s);

@@ -24,6 +24,10 @@ enum samkv_status top_read(struct top *top, struct samkv_client *client, struct 
     struct top_reading r;
     memset(&r, 0, sizeof r);
     enum samkv_status status = samkv_client_status_quick(client, MAX_AGE_MS, &r.status, err);
+    if (!status && r.status.answer.status.partial)
+        status = samkv_fail(err, SAMKV_DENIED,
+                            "only administrators see what the daemon is doing; samkvctl trace shows what "
+                            "became of your own requests");
     if (!status)
         status = samkv_client_trace(client, 0, 0, &r.trace, err);
     if (status) {

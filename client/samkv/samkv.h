@@ -109,6 +109,7 @@ struct samkv_collection_options {
     int64_t block_tokens, init_tokens, local_tokens; /* -1: as stored, else 16, 16, 16 */
     int64_t quota_bytes, ttl_s; /* of stored bytes; seconds that an id lives. -1: as stored, else 0: none */
     const char *codec;          /* "raw", "zstd", "rans", "q8", "q4"; NULL: as stored, else the daemon's default */
+    uint32_t mode;              /* who may use it, like 0640; 0: as stored, else the daemon's default */
 };
 
 /* One document. samkv_document_init gives the defaults. */
@@ -155,6 +156,7 @@ struct samkv_fetch_options {
      * that are held use up what the daemon set aside: free some. An older daemon answers with host memory: see
      * samkv_cache.where. For samkv_ask_options it means nothing. */
     enum samkv_fetch_placement placement;
+    uint32_t deadline_ms; /* CANCELLED when it takes the daemon longer, waiting included; 0: as long as that allows */
     uint64_t reserved[4];
 };
 SAMKV_API void samkv_fetch_options_init(struct samkv_fetch_options *);
@@ -291,6 +293,8 @@ struct samkv_collection_info {
     uint64_t quota_bytes, ttl_s;      /* 0: none */
     uint64_t bytes_raw, bytes_stored; /* of its documents; what another collection has too counts in both */
     const char *codec;
+    uint32_t owner, group; /* users' and groups' numbers; 0: the daemon's */
+    uint32_t mode;         /* as a file's: 0640. 4 is reading, 6 reading and writing; 0: an older daemon's */
 };
 
 struct samkv_model_info {
@@ -387,6 +391,9 @@ struct samkv_status_answer {
     size_t collection_count;
     const struct samkv_histogram_info *histograms; /* samkv_client_status_quick only */
     size_t histogram_count;
+    uint32_t user;                         /* the caller, as collections name owners; 0: the daemon's own, or root */
+    uint64_t user_bytes, user_quota_bytes; /* what its collections are charged with, and may be; 0: any */
+    bool partial; /* no administrator asked: sums are of what the caller may read, counters none */
 };
 
 struct samkv_configure_answer {
@@ -547,6 +554,13 @@ SAMKV_API enum samkv_status samkv_client_configure(struct samkv_client *, const 
                                                    int64_t ttl_s, struct samkv_reply *reply,
                                                    struct samkv_error *err) SAMKV_MUST_USE;
 
+/* Says who may use a collection: a group that the caller is in (0: the daemon's; -1: as it is) and a mode like 0640
+ * (-1: as it is). Its owner and administrators may. INVALID for a mode that cannot be, DENIED. Answered as configure
+ * is. */
+SAMKV_API enum samkv_status samkv_client_share(struct samkv_client *, const char *collection, int64_t group,
+                                               int64_t mode, struct samkv_reply *reply,
+                                               struct samkv_error *err) SAMKV_MUST_USE;
+
 /* Removes what nobody needs: expired ids, documents that nothing refers to, what ingests left behind. */
 SAMKV_API enum samkv_status samkv_client_gc(struct samkv_client *,
                                             bool (*on_progress)(void *arg, const struct samkv_gc_answer *), void *arg,
@@ -560,7 +574,7 @@ SAMKV_API enum samkv_status samkv_client_status_quick(struct samkv_client *, uin
                                                       struct samkv_error *err) SAMKV_MUST_USE;
 
 /* What became of the request with this number of the daemon's, NOT_FOUND when it is among the last ones no more; id 0:
- * of at most `limit` (0: all that the daemon remembers). Only of this user's own, unless that is root or the daemon's.
+ * of at most `limit` (0: all that the daemon remembers). Only of this user's own, unless that is an administrator.
  */
 SAMKV_API enum samkv_status samkv_client_trace(struct samkv_client *, uint64_t id, uint32_t limit,
                                                struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
@@ -648,6 +662,9 @@ SAMKV_API enum samkv_status samkv_client_submit_pin(struct samkv_client *, const
 SAMKV_API enum samkv_status samkv_client_submit_configure(struct samkv_client *, const char *collection,
                                                           int64_t quota_bytes, int64_t ttl_s, uint64_t *request,
                                                           struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_share(struct samkv_client *, const char *collection, int64_t group,
+                                                      int64_t mode, uint64_t *request,
+                                                      struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_gc(struct samkv_client *, uint64_t *request,
                                                    struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_status(struct samkv_client *, uint64_t *request,

@@ -13,6 +13,7 @@
 enum samkv_urgency {
     SAMKV_URGENT = 0,  /* fetch and ask */
     SAMKV_RELAXED = 1, /* ingest */
+    SAMKV_DURABLE = 2, /* a pool's only: short, but waits for the disk */
 };
 
 struct samkv_lane;

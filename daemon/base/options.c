@@ -39,27 +39,40 @@ void samkv_options_deinit(struct samkv_options *o)
 
 /* ------------------------------------------------------------------ values */
 
-static enum samkv_status set_integer(const struct samkv_option *option, const char *text, const char *label,
-                                     int64_t *out, struct samkv_error *err)
+/* A whole number; with `units`, one that K, M, G or T may follow. */
+static bool parse_number(const char *text, bool units, int64_t *out)
 {
     char *end;
     errno = 0;
     long long value = strtoll(text, &end, 10);
     bool good = end != text && errno == 0;
-    if (good && option->kind == SAMKV_OPTION_BYTES && *end) {
-        static const char units[] = "KMGT";
-        const char *unit = strchr(units, *end >= 'a' ? *end - 'a' + 'A' : *end);
-        int shift = unit ? 10 * (int)(unit - units + 1) : 0;
+    if (good && units && *end) {
+        static const char letters[] = "KMGT";
+        const char *unit = strchr(letters, *end >= 'a' ? *end - 'a' + 'A' : *end);
+        int shift = unit ? 10 * (int)(unit - letters + 1) : 0;
         good = unit && value >= 0 && value <= INT64_MAX >> shift;
         value = good ? value << shift : 0;
         end++;
     }
-    if (!good || *end)
+    *out = value;
+    return good && !*end;
+}
+
+bool samkv_options_parse_bytes(const char *text, int64_t *out)
+{
+    return parse_number(text, true, out) && *out >= 0;
+}
+
+static enum samkv_status set_integer(const struct samkv_option *option, const char *text, const char *label,
+                                     int64_t *out, struct samkv_error *err)
+{
+    int64_t value;
+    if (!parse_number(text, option->kind == SAMKV_OPTION_BYTES, &value))
         return samkv_fail(err, SAMKV_INVALID, "%s: '%.100s' is not a %s", label, text,
                           option->kind == SAMKV_OPTION_BYTES ? "size; write a number, or one like 512M or 10G"
                                                              : "whole number");
     if (value < option->min || value > option->max)
-        return samkv_fail(err, SAMKV_INVALID, "%s: %lld is out of range; give %lld to %lld", label, value,
+        return samkv_fail(err, SAMKV_INVALID, "%s: %lld is out of range; give %lld to %lld", label, (long long)value,
                           (long long)option->min, (long long)option->max);
     *out = value;
     return SAMKV_OK;
@@ -419,11 +432,14 @@ void samkv_options_dump(const struct samkv_options *o, const char *section, FILE
         dump_value(o, option, out);
         fputc('\n', out);
     }
-    for (size_t i = 0; i < o->count; i++)
-        if (o->table[i].kind == SAMKV_OPTION_LIST && o->table[i].section) {
-            fprintf(out, "\n[%s]\n", o->table[i].section);
-            dump_list(FIELD(o, &o->table[i], struct samkv_list), out);
-        }
+    for (size_t i = 0; i < o->count; i++) {
+        const struct samkv_option *option = &o->table[i];
+        const struct samkv_list *list = FIELD(o, option, struct samkv_list);
+        if (option->kind != SAMKV_OPTION_LIST || !option->section || !list->count)
+            continue;
+        fprintf(out, "\n[%s]\n", option->section);
+        dump_list(list, out);
+    }
 }
 
 void samkv_options_help(const struct samkv_option *table, size_t count, FILE *out)

@@ -11,7 +11,7 @@
 
 #include "proto/status.h"
 
-#define SAMKV_MAX_OPTIONS 32
+#define SAMKV_MAX_OPTIONS 64
 #define SAMKV_MAX_LIST    64
 
 struct samkv_list {
@@ -77,6 +77,9 @@ void samkv_options_help(const struct samkv_option *table, size_t count, FILE *ou
 
 /* The rows as items of a man page: --name VALUE for samkvd(8), or name = VALUE for samkvd.conf(5), without flags. */
 void samkv_options_roff(const struct samkv_option *table, size_t count, bool of_file, FILE *out);
+
+/* A size as options have it: bytes, or a number with K, M, G or T. False: it is none. */
+bool samkv_options_parse_bytes(const char *text, int64_t *out);
 
 /* Frees texts and list items of the settings. */
 void samkv_options_deinit(struct samkv_options *);

@@ -8,13 +8,20 @@
 #include "daemon/base/thread.h"
 
 #define PARALLEL_MAX_THREADS 256
+#define CLASSES              3
+
+static const enum samkv_urgency in_order[CLASSES] = {SAMKV_URGENT, SAMKV_DURABLE, SAMKV_RELAXED};
 
 struct pool_job {
     void (*fn)(void *arg, bool cancelled);
     void *arg;
-    struct pool_job *next;
+    uint32_t user;
+    struct pool_job *next; /* of the same user */
+    /* Of a user's first job: */
+    struct pool_job *newest, *beside; /* the user's last job; the next user's first one */
 };
 
+/* Users take turns: the first jobs of all that have some, in the order in which they are served. */
 struct pool_queue {
     struct pool_job *first, **last;
     int count;
@@ -23,33 +30,70 @@ struct pool_queue {
 struct samkv_pool {
     pthread_mutex_t lock; /* of everything below */
     pthread_cond_t arrived;
-    struct pool_queue queues[2]; /* by enum samkv_urgency */
-    int queue_limit;             /* of each class */
-    int relaxed_running, relaxed_limit;
+    struct pool_queue queues[CLASSES];     /* by enum samkv_urgency */
+    int queue_limit;                       /* of each class */
+    int running[CLASSES], limits[CLASSES]; /* jobs at a time */
+    int patient_limit;                     /* of those that are not urgent, together */
     bool ending;
     int workers;
     pthread_t threads[];
 };
+
+/* A user's first job goes behind those of all others. */
+static void line_up(struct pool_queue *q, struct pool_job *job)
+{
+    job->beside = NULL;
+    *q->last = job;
+    q->last = &job->beside;
+}
+
+static void push(struct pool_queue *q, struct pool_job *job)
+{
+    struct pool_job *first = q->first;
+    while (first && first->user != job->user)
+        first = first->beside;
+    q->count++;
+    if (first) {
+        first->newest->next = job;
+        first->newest = job;
+        return;
+    }
+    job->newest = job;
+    line_up(q, job);
+}
 
 static struct pool_job *pop(struct pool_queue *q)
 {
     struct pool_job *job = q->first;
     if (!job)
         return NULL;
-    q->first = job->next;
+    q->first = job->beside;
     if (!q->first)
         q->last = &q->first;
     q->count--;
+    if (job->next) {
+        job->next->newest = job->newest;
+        line_up(q, job->next);
+    }
     return job;
+}
+
+static bool may_run(const struct samkv_pool *pool, enum samkv_urgency urgency)
+{
+    int patient = pool->running[SAMKV_DURABLE] + pool->running[SAMKV_RELAXED];
+    return urgency == SAMKV_URGENT || (pool->running[urgency] < pool->limits[urgency] && patient < pool->patient_limit);
 }
 
 /* The next job that may run now, or NULL. */
 static struct pool_job *take(struct samkv_pool *pool, enum samkv_urgency *urgency)
 {
-    struct pool_job *job = pop(&pool->queues[ *urgency = SAMKV_URGENT]);
-    if (!job && pool->relaxed_running < pool->relaxed_limit)
-        job = pop(&pool->queues[ *urgency = SAMKV_RELAXED]);
-    return job;
+    for (int i = 0; i < CLASSES; i++) {
+        struct pool_job *job = may_run(pool, in_order[i]) ? pop(&pool->queues[in_order[i]]) : NULL;
+        *urgency = in_order[i];
+        if (job)
+            return job;
+    }
+    return NULL;
 }
 
 static void *worker_main(void *arg)
@@ -63,17 +107,15 @@ static void *worker_main(void *arg)
             pthread_cond_wait(&pool->arrived, &pool->lock);
             continue;
         }
-        pool->relaxed_running += urgency == SAMKV_RELAXED;
+        pool->running[urgency]++;
         pthread_mutex_unlock(&pool->lock);
         job->fn(job->arg, false);
         free(job);
         pthread_mutex_lock(&pool->lock);
-        if (urgency == SAMKV_RELAXED) {
-            pool->relaxed_running--;
-            /* This worker may take an urgent job now: another one shall see that a relaxed job may run again. */
-            if (pool->queues[SAMKV_RELAXED].first)
-                pthread_cond_signal(&pool->arrived);
-        }
+        pool->running[urgency]--;
+        /* This worker may take an urgent job now: another one shall see that one of these may run again. */
+        if (urgency != SAMKV_URGENT && (pool->queues[SAMKV_RELAXED].first || pool->queues[SAMKV_DURABLE].first))
+            pthread_cond_signal(&pool->arrived);
     }
     pthread_mutex_unlock(&pool->lock);
     return NULL;
@@ -87,10 +129,12 @@ enum samkv_status samkv_pool_new(int workers, int queue, struct samkv_pool **out
         return SAMKV_NO_MEMORY;
     pthread_mutex_init(&pool->lock, NULL);
     pthread_cond_init(&pool->arrived, NULL);
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < CLASSES; i++)
         pool->queues[i].last = &pool->queues[i].first;
     pool->queue_limit = queue;
-    pool->relaxed_limit = workers / 2;
+    pool->limits[SAMKV_RELAXED] = workers / 2;
+    pool->limits[SAMKV_DURABLE] = workers < 8 ? 1 : workers / 4;
+    pool->patient_limit = workers < 4 ? workers - 1 : workers / 2 + pool->limits[SAMKV_DURABLE];
     for (; pool->workers < workers; pool->workers++) {
         enum samkv_status st = samkv_thread_start(&pool->threads[pool->workers], "samkv-worker", worker_main, pool);
         if (st != SAMKV_OK) {
@@ -113,9 +157,9 @@ int samkv_pool_waiting(struct samkv_pool *pool, enum samkv_urgency urgency)
 static struct pool_job *pop_any(struct samkv_pool *pool)
 {
     pthread_mutex_lock(&pool->lock);
-    struct pool_job *job = pop(&pool->queues[SAMKV_URGENT]);
-    if (!job)
-        job = pop(&pool->queues[SAMKV_RELAXED]);
+    struct pool_job *job = NULL;
+    for (int i = 0; i < CLASSES && !job; i++)
+        job = pop(&pool->queues[in_order[i]]);
     pthread_mutex_unlock(&pool->lock);
     return job;
 }
@@ -148,17 +192,21 @@ void samkv_pool_free(struct samkv_pool *pool)
 enum samkv_status samkv_pool_submit(struct samkv_pool *pool, enum samkv_urgency urgency,
                                     void (*fn)(void *arg, bool cancelled), void *arg)
 {
+    return samkv_pool_submit_for(pool, 0, urgency, fn, arg);
+}
+
+enum samkv_status samkv_pool_submit_for(struct samkv_pool *pool, uint32_t user, enum samkv_urgency urgency,
+                                        void (*fn)(void *arg, bool cancelled), void *arg)
+{
     struct pool_job *job = malloc(sizeof *job);
     if (!job)
         return SAMKV_NO_MEMORY;
-    *job = (struct pool_job){.fn = fn, .arg = arg};
+    *job = (struct pool_job){.fn = fn, .arg = arg, .user = user};
     pthread_mutex_lock(&pool->lock);
     struct pool_queue *q = &pool->queues[urgency];
     bool accepted = !pool->ending && q->count < pool->queue_limit;
     if (accepted) {
-        *q->last = job;
-        q->last = &job->next;
-        q->count++;
+        push(q, job);
         /* A worker that finds only a relaxed job it may not take sleeps on: whoever ends a relaxed job takes the next.
          */
         pthread_cond_signal(&pool->arrived);

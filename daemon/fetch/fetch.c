@@ -167,9 +167,9 @@ static enum samkv_status allocate_cache(struct reply *r, struct samkv_error *err
     bool leased = job->request->placement == SAMKV_PLACE_DEVICE;
     enum samkv_status status = SAMKV_OK;
     if (leased)
-        status = samkv_lease_take(job->engine.leases, kv_bytes(job), &r->lease, err);
+        status = samkv_lease_take(job->engine.leases, job->request->user, kv_bytes(job), &r->lease, err);
     if (status == SAMKV_NO_MEMORY && samkv_fetch_device_trim(job))
-        status = samkv_lease_take(job->engine.leases, kv_bytes(job), &r->lease, err);
+        status = samkv_lease_take(job->engine.leases, job->request->user, kv_bytes(job), &r->lease, err);
     if (status)
         return status;
     if (leased && is_stored_type(job)) {

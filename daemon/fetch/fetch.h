@@ -43,6 +43,7 @@ struct samkv_fetch_request {
     bool compact; /* positions=compact, else original */
     bool with_query;
     enum samkv_placement placement;
+    uint32_t user;             /* who gets the memory of SAMKV_PLACE_DEVICE: others never get the same */
     const bool *cancelled;     /* the client is gone; may be NULL */
     struct samkv_trace *trace; /* what a fetch that fails did is noted as well; may be NULL */
     /*

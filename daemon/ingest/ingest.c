@@ -226,13 +226,21 @@ static enum samkv_status ingest_all(struct job *job, struct samkv_error *err)
     return remove_stale_pieces(job, job->result->count, err);
 }
 
+/* A preamble is nobody's until its collection is there: its user is asked for room before. */
+static enum samkv_status admit_collection(const struct job *job, struct samkv_error *err)
+{
+    const struct samkv_collection *c = &job->collection;
+    uint64_t bytes = c->preamble_tokens * samkv_kv_token_bytes(&c->shape);
+    return samkv_store_admit_owner(job->store, c->ownership.owner, bytes, err);
+}
+
 /* A new collection: its preamble's KV cache first, then the collection itself. */
 static enum samkv_status create_collection(struct job *job, struct samkv_error *err)
 {
     struct samkv_collection *c = &job->collection;
     struct samkv_piece piece;
-    enum samkv_status status = SAMKV_OK;
-    if (c->preamble_tokens) {
+    enum samkv_status status = admit_collection(job, err);
+    if (!status && c->preamble_tokens) {
         samkv_piece_init(&piece, c, c->preamble, c->preamble_tokens, true);
         status = write_piece(job, &piece, NULL, NULL, err);
     }
@@ -246,6 +254,7 @@ static enum samkv_status open_collection(struct job *job, bool *exists, struct s
     enum samkv_status status = samkv_snapshot_begin(job->store, &snapshot, err);
     if (status)
         return status;
+    samkv_collection_deinit(&job->collection);
     status = samkv_spec_resolve(job->models, snapshot, job->request, samkv_store_codec(job->store), &job->collection,
                                 &engine, exists, err);
     samkv_snapshot_end(snapshot);
@@ -272,6 +281,11 @@ enum samkv_status samkv_ingest(struct samkv_models *models, struct samkv_store *
         status = check_length(&job, err);
     if (!status && !exists)
         status = create_collection(&job, err);
+    if (!status && !exists) { /* another request may have made it meanwhile, with a mask of its own */
+        status = open_collection(&job, &exists, err);
+        if (!status && !exists)
+            status = samkv_fail(err, SAMKV_BUSY, "the collection has just been removed: try again");
+    }
     if (!status)
         status = ingest_all(&job, err);
     out->prefill_ms = job.prefill_ms;

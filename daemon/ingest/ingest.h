@@ -25,6 +25,7 @@ struct samkv_collection_spec {
     int64_t block_tokens, init_tokens, local_tokens; /* -1: unset. Defaults 16, 16, 16 */
     int64_t quota_bytes, ttl_s;                      /* -1: unset. Defaults 0, 0: none */
     const char *codec;                               /* NULL or "": unset. Default: the store's */
+    struct samkv_ownership ownership;                /* of a new collection */
 };
 
 struct samkv_ingest_request {

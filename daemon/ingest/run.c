@@ -27,9 +27,7 @@ void samkv_piece_init(struct samkv_piece *p, const struct samkv_collection *c, c
         .created_unix_s = (int64_t)time(NULL),
         .codec = is_preamble ? samkv_codec_lossless(c->codec) : c->codec,
     };
-    samkv_document_key(c->fingerprint, c->shape.dtype, p->preamble, p->preamble_tokens, c->block_tokens,
-                       c->local_tokens, tokens, count, &p->manifest.key);
-    samkv_document_key_of_codec(&p->manifest.key, p->manifest.codec);
+    samkv_collection_document_key(c, is_preamble, tokens, count, &p->manifest.key);
 }
 
 /* The blocks that the last step left: document tokens [part.first, done). */

@@ -121,8 +121,7 @@ static enum samkv_status set_preamble(const struct samkv_ingest_request *r, cons
     c->preamble = ids.data; /* handed over */
     c->preamble_tokens = (uint32_t)ids.count;
     /* A preamble is a document behind nothing: the store knows no other kind. */
-    samkv_document_key(c->fingerprint, c->shape.dtype, NULL, 0, c->block_tokens, c->local_tokens, c->preamble,
-                       c->preamble_tokens, &c->preamble_key);
+    samkv_collection_document_key(c, true, c->preamble, c->preamble_tokens, &c->preamble_key);
     return SAMKV_OK;
 }
 
@@ -155,7 +154,10 @@ static enum samkv_status make_new(struct samkv_models *models, const struct samk
     take_model(c, *engine);
     c->quota_bytes = r->spec.quota_bytes > 0 ? (uint64_t)r->spec.quota_bytes : 0;
     c->ttl_s = r->spec.ttl_s > 0 ? (uint64_t)r->spec.ttl_s : 0;
-    enum samkv_status status = pick_codec(r->spec.codec, codec, &c->codec, err);
+    c->ownership = r->spec.ownership;
+    enum samkv_status status = samkv_collection_mask(c, err);
+    if (!status)
+        status = pick_codec(r->spec.codec, codec, &c->codec, err);
     if (!status)
         status = pick_sizes(&r->spec, c, err);
     return status ? status : set_preamble(r, *engine, c, err);

@@ -11,6 +11,7 @@
 #include "daemon/net/request.h"
 #include "daemon/net/server.h"
 #include "daemon/net/session.h"
+#include "daemon/net/users.h"
 
 struct samkv_connection {
     struct samkv_server *server;
@@ -20,7 +21,8 @@ struct samkv_connection {
     int polled;         /* events asked for now */
     bool gone;          /* the session is deinitialised: answers have nowhere to go */
     bool handle_closed; /* with this and no request left, the memory goes */
-    struct samkv_peer peer;
+    struct samkv_caller caller;
+    struct samkv_user *user;
     struct samkv_session session;
 };
 
@@ -38,6 +40,7 @@ struct samkv_server {
     struct samkv_pool *pool;
     struct samkv_session_host host;
     struct samkv_budget budget;
+    struct samkv_users users;
     struct samkv_lease_watches leases;
     struct samkv_connection *connections;
     bool accept_paused;
@@ -51,8 +54,8 @@ struct samkv_server {
 };
 
 void samkv_connection_host_init(struct samkv_server *);
-/* Takes fd over; on failure the client is let go. */
-void samkv_connection_open(struct samkv_server *, int fd);
+/* Takes fd over, unless it fails: BUSY when there are too many, or NO_MEMORY. */
+enum samkv_status samkv_connection_open(struct samkv_server *, int fd, struct samkv_error *) SAMKV_MUST_USE;
 void samkv_connection_tick(struct samkv_connection *);
 /* A frame from a worker: to its client, or away when that is gone. */
 void samkv_connection_deliver(struct samkv_outgoing *);

@@ -117,10 +117,12 @@ static enum samkv_status run_export(struct samkv_request *r, const ProtobufCMess
                                     struct samkv_outgoing **reply, struct samkv_error *err)
 {
     const Samkv__ExportRequest *m = (const Samkv__ExportRequest *)message;
-    const char *collection = *m->collection ? m->collection : SAMKV_DEFAULT_COLLECTION;
+    char collection[SAMKV_ID_MAX_BYTES + 1];
     struct bundle_job job;
     struct samkv_bundle_state state = {0};
-    enum samkv_status st = begin(&job, r, true, err);
+    enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_READ, collection, err);
+    if (st == SAMKV_OK)
+        st = begin(&job, r, true, err);
     if (st != SAMKV_OK)
         return st;
     if (m->resume)
@@ -196,6 +198,23 @@ static enum samkv_status on_collection(void *arg, const struct samkv_collection 
     return st;
 }
 
+/* Under which name, and whose it will be: what the bundle says of users is no matter. */
+static enum samkv_status on_target(void *arg, struct samkv_collection *c, struct samkv_error *err)
+{
+    const struct bundle_job *job = arg;
+    char name[sizeof c->name];
+    enum samkv_status st = samkv_check_name(c->name, "collection name", err);
+    if (st == SAMKV_OK)
+        st = samkv_access_find_or_make(job->request, c->name, 0, name, &c->ownership, err);
+    if (st == SAMKV_OK)
+        memcpy(c->name, name, strlen(name) + 1);
+    /* A preamble is nobody's until its collection is there: its user is asked for room before. */
+    uint64_t preamble_bytes = st == SAMKV_OK ? c->preamble_tokens * samkv_kv_token_bytes(&c->shape) : 0;
+    return st == SAMKV_OK
+               ? samkv_store_admit_owner(job->request->service->store, c->ownership.owner, preamble_bytes, err)
+               : st;
+}
+
 static enum samkv_status on_name(void *arg, const struct samkv_name *name, struct samkv_error *err)
 {
     (void)arg;
@@ -224,7 +243,7 @@ static enum samkv_status run_import(struct samkv_request *r, const ProtobufCMess
     if (st != SAMKV_OK)
         return st;
     const struct samkv_bundle_host host = {
-        .on_collection = on_collection, .on_name = on_name, .report = on_progress, .arg = &job};
+        .on_target = on_target, .on_collection = on_collection, .on_name = on_name, .report = on_progress, .arg = &job};
     st = samkv_bundle_import(r->service->store, &options, &job.stream, &host, &job.progress, err);
     if (st != SAMKV_OK)
         add_place(&job.progress, err);

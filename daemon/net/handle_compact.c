@@ -25,7 +25,9 @@ enum samkv_status samkv_handle_compact(struct samkv_request *r, const ProtobufCM
     struct samkv_store *store = r->service->store;
     struct compact_job job = {.request = r, .reply = SAMKV__COMPACT_REPLY__INIT};
     struct samkv_store_stats before, after;
-    enum samkv_status st = samkv_store_stats(store, &before, err);
+    enum samkv_status st = samkv_access_check_admin(r, "compact the store", err);
+    if (st == SAMKV_OK)
+        st = samkv_store_stats(store, &before, err);
     if (st != SAMKV_OK)
         return st;
     job.reply.bytes_file_before = before.bytes_file;

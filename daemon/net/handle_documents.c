@@ -7,11 +7,6 @@
 #define LIST_MAX       10000
 #define SHOW_MAX_BYTES (32u << 20) /* of text; the reply must fit a frame */
 
-static const char *collection_or_default(const char *name)
-{
-    return *name ? name : SAMKV_DEFAULT_COLLECTION;
-}
-
 /* ------------------------------------------------------------------ messages */
 
 /* Text that a message points to while it is packed. */
@@ -21,13 +16,15 @@ struct document_row {
     char key[33];
 };
 
-static void fill_document(struct samkv_store *store, const struct samkv_manifest *manifest, const char *collection,
-                          struct document_row *row)
+static void fill_document(struct samkv_store *store, const struct samkv_manifest *manifest,
+                          const struct samkv_collection *c, struct document_row *row)
 {
+    struct samkv_key key = row->name.key;
     samkv__document__init(&row->message);
     Samkv__Document *m = &row->message;
-    samkv_hex(row->name.key.bytes, row->key);
-    m->collection = (char *)collection;
+    samkv_document_key_mask(&key, &c->mask); /* nobody is told the mask */
+    samkv_hex(key.bytes, row->key);
+    m->collection = (char *)c->name;
     m->id = row->name.id;
     m->title = row->name.title ? row->name.title : (char *)"";
     m->tokens = manifest->tokens;
@@ -66,11 +63,9 @@ void samkv_collection_row_fill(struct samkv_store *store, const struct samkv_col
     m->bytes_raw = stats.bytes_raw;
     m->bytes_stored = stats.bytes_stored;
     m->codec = (char *)samkv_codec_name(c->codec);
-}
-
-static enum samkv_status no_collection(const char *name, struct samkv_error *err)
-{
-    return samkv_fail(err, SAMKV_NOT_FOUND, "there is no collection '%s'; see samkvctl ls", name);
+    m->owner = c->ownership.owner;
+    m->group = c->ownership.group;
+    m->mode = c->ownership.mode;
 }
 
 static enum samkv_status no_document(const char *collection, const char *id, struct samkv_error *err)
@@ -144,7 +139,7 @@ static void document_list_deinit(struct document_list *list)
 
 /* After the walk: the rows do not move any more. */
 static enum samkv_status document_list_fill(struct document_list *list, struct samkv_store *store,
-                                            struct samkv_snapshot *snapshot, const char *collection,
+                                            struct samkv_snapshot *snapshot, const struct samkv_collection *c,
                                             struct samkv_error *err)
 {
     list->pointers = calloc(list->count + 1, sizeof *list->pointers);
@@ -158,7 +153,7 @@ static enum samkv_status document_list_fill(struct document_list *list, struct s
                               list->rows[i].name.id);
         if (st != SAMKV_OK)
             return st;
-        fill_document(store, &manifest, collection, &list->rows[i]);
+        fill_document(store, &manifest, c, &list->rows[i]);
         list->pointers[i] = &list->rows[i].message;
     }
     return SAMKV_OK;
@@ -168,23 +163,22 @@ static enum samkv_status list_documents(struct samkv_request *r, const Samkv__Li
                                         struct samkv_snapshot *snapshot, size_t limit, struct samkv_outgoing **reply,
                                         struct samkv_error *err)
 {
-    const char *collection = collection_or_default(m->collection);
+    char name[SAMKV_ID_MAX_BYTES + 1];
     Samkv__ListReply message = SAMKV__LIST_REPLY__INIT;
     struct samkv_collection c;
-    enum samkv_status st = samkv_snapshot_collection(snapshot, collection, &c, err);
+    enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_READ, name, err);
+    if (st == SAMKV_OK)
+        st = samkv_snapshot_collection(snapshot, name, &c, err);
     if (st == SAMKV_NOT_FOUND && !*m->collection) /* nothing was ingested yet: an empty list, not an error */
         return samkv_request_reply(r, &message.base, NULL, reply, err);
-    if (st == SAMKV_NOT_FOUND)
-        return no_collection(collection, err);
     if (st != SAMKV_OK)
         return st;
-    samkv_collection_deinit(&c);
     struct document_list list = {.limit = limit};
-    st = samkv_snapshot_each_name(snapshot, collection, m->after, take_name, &list, err);
+    st = samkv_snapshot_each_name(snapshot, name, m->after, take_name, &list, err);
     if (st == SAMKV_OK)
         st = list.status;
     if (st == SAMKV_OK)
-        st = document_list_fill(&list, r->service->store, snapshot, collection, err);
+        st = document_list_fill(&list, r->service->store, snapshot, &c, err);
     if (st == SAMKV_OK) {
         message.documents = list.pointers;
         message.n_documents = list.count;
@@ -192,12 +186,14 @@ static enum samkv_status list_documents(struct samkv_request *r, const Samkv__Li
         st = samkv_request_reply(r, &message.base, NULL, reply, err);
     }
     document_list_deinit(&list);
+    samkv_collection_deinit(&c);
     return st;
 }
 
 /* ------------------------------------------------------------------ list: collections */
 
 struct collection_list {
+    const struct samkv_caller *caller;
     struct samkv_collection_row *rows;
     Samkv__Collection **pointers;
     size_t count, capacity, limit;
@@ -209,7 +205,7 @@ struct collection_list {
 static bool take_collection(void *arg, const struct samkv_collection *c)
 {
     struct collection_list *list = arg;
-    if (strcmp(c->name, list->after) <= 0)
+    if (strcmp(c->name, list->after) <= 0 || !samkv_caller_may(list->caller, &c->ownership, SAMKV_RIGHT_READ))
         return true;
     if (list->count == list->limit) {
         list->more = true;
@@ -241,7 +237,7 @@ static enum samkv_status list_collections(struct samkv_request *r, const Samkv__
                                           struct samkv_snapshot *snapshot, size_t limit, struct samkv_outgoing **reply,
                                           struct samkv_error *err)
 {
-    struct collection_list list = {.limit = limit, .after = m->after};
+    struct collection_list list = {.caller = r->caller, .limit = limit, .after = m->after};
     enum samkv_status st = samkv_snapshot_each_collection(snapshot, take_collection, &list, err);
     if (st == SAMKV_OK)
         st = list.status;
@@ -311,7 +307,7 @@ static enum samkv_status show(struct samkv_request *r, struct samkv_snapshot *sn
         return st == SAMKV_NOT_FOUND ? samkv_fail(err, SAMKV_CORRUPT, "document '%s' has no manifest", row->name.id)
                                      : st;
     struct samkv_collection_row collection;
-    fill_document(r->service->store, &manifest, c->name, row);
+    fill_document(r->service->store, &manifest, c, row);
     samkv_collection_row_fill(r->service->store, c, &collection);
     Samkv__ShowReply message = SAMKV__SHOW_REPLY__INIT;
     message.document = &row->message;
@@ -330,30 +326,40 @@ static enum samkv_status show(struct samkv_request *r, struct samkv_snapshot *sn
     return st;
 }
 
+static enum samkv_status find_and_show(struct samkv_request *r, const Samkv__ShowRequest *m, const char *collection,
+                                       struct samkv_snapshot *snapshot, struct samkv_outgoing **reply,
+                                       struct samkv_error *err)
+{
+    struct samkv_collection c;
+    struct document_row row;
+    enum samkv_status st = samkv_snapshot_collection(snapshot, collection, &c, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_snapshot_name(snapshot, collection, m->id, &row.name, err);
+    if (st == SAMKV_NOT_FOUND)
+        st = row.name.expired ? expired_document(collection, m->id, err) : no_document(collection, m->id, err);
+    else if (st == SAMKV_OK) {
+        st = show(r, snapshot, &c, &row, reply, err);
+        samkv_name_deinit(&row.name);
+    }
+    samkv_collection_deinit(&c);
+    return st;
+}
+
 enum samkv_status samkv_handle_show(struct samkv_request *r, const ProtobufCMessage *message,
                                     struct samkv_outgoing **reply, struct samkv_error *err)
 {
     const Samkv__ShowRequest *m = (const Samkv__ShowRequest *)message;
-    const char *collection = collection_or_default(m->collection);
+    char collection[SAMKV_ID_MAX_BYTES + 1];
     struct samkv_snapshot *snapshot;
-    struct samkv_collection c;
-    struct document_row row;
-    enum samkv_status st = samkv_snapshot_begin(r->service->store, &snapshot, err);
+    enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_READ, collection, err);
+    if (st == SAMKV_NOT_FOUND && !*m->collection)
+        return no_document(SAMKV_DEFAULT_COLLECTION, m->id, err);
+    if (st == SAMKV_OK)
+        st = samkv_snapshot_begin(r->service->store, &snapshot, err);
     if (st != SAMKV_OK)
         return st;
-    st = samkv_snapshot_collection(snapshot, collection, &c, err);
-    if (st == SAMKV_NOT_FOUND)
-        st = *m->collection ? no_collection(collection, err) : no_document(collection, m->id, err);
-    else if (st == SAMKV_OK) {
-        st = samkv_snapshot_name(snapshot, collection, m->id, &row.name, err);
-        if (st == SAMKV_NOT_FOUND)
-            st = row.name.expired ? expired_document(collection, m->id, err) : no_document(collection, m->id, err);
-        else if (st == SAMKV_OK) {
-            st = show(r, snapshot, &c, &row, reply, err);
-            samkv_name_deinit(&row.name);
-        }
-        samkv_collection_deinit(&c);
-    }
+    st = find_and_show(r, m, collection, snapshot, reply, err);
     samkv_snapshot_end(snapshot);
     return st;
 }
@@ -364,16 +370,16 @@ enum samkv_status samkv_handle_remove(struct samkv_request *r, const ProtobufCMe
                                       struct samkv_outgoing **reply, struct samkv_error *err)
 {
     const Samkv__RemoveRequest *m = (const Samkv__RemoveRequest *)message;
-    const char *collection = collection_or_default(m->collection);
+    char collection[SAMKV_ID_MAX_BYTES + 1];
     Samkv__RemoveReply answer = SAMKV__REMOVE_REPLY__INIT;
     if (m->all)
         return samkv_handle_remove_all(r, message, reply, err);
-    answer.missing = calloc(m->n_ids + 1, sizeof *answer.missing);
-    if (!answer.missing)
-        return SAMKV_NO_MEMORY;
-    enum samkv_status st = SAMKV_OK;
+    enum samkv_status found = samkv_access_find(r, m->collection, SAMKV_RIGHT_WRITE, collection, err);
+    enum samkv_status st = found == SAMKV_NOT_FOUND ? SAMKV_OK : found;
+    if (st == SAMKV_OK && !(answer.missing = calloc(m->n_ids + 1, sizeof *answer.missing)))
+        st = SAMKV_NO_MEMORY;
     for (size_t i = 0; i < m->n_ids && st == SAMKV_OK; i++) {
-        st = samkv_store_name_remove(r->service->store, collection, m->ids[i], err);
+        st = found == SAMKV_OK ? samkv_store_name_remove(r->service->store, collection, m->ids[i], err) : found;
         if (st == SAMKV_NOT_FOUND) {
             answer.missing[answer.n_missing++] = m->ids[i];
             st = SAMKV_OK;

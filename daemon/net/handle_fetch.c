@@ -9,10 +9,11 @@
 #define DEFAULT_RATIO 0.15
 
 /* What was validated, in the job's own terms. Pointers are the message's. */
-static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, struct samkv_fetch_request *out)
+static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, const char *collection,
+                         struct samkv_fetch_request *out)
 {
     samkv_fetch_request_init(out);
-    out->collection = m->collection;
+    out->collection = collection;
     out->ids = (const char *const *)m->ids;
     out->id_count = m->n_ids;
     if (m->query_tokens) {
@@ -39,6 +40,7 @@ static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, 
     out->compact = m->positions == SAMKV__POSITIONS__COMPACT;
     out->with_query = m->with_query;
     out->placement = m->placement == SAMKV__PLACEMENT__DEVICE ? SAMKV_PLACE_DEVICE : SAMKV_PLACE_HOST;
+    out->user = r->caller->peer.uid;
     out->cancelled = &r->cancelled;
     out->trace = &r->traced.trace;
 }
@@ -243,11 +245,13 @@ enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMes
     struct samkv_fetch_request request;
     struct samkv_fetch_result result = {.memfd = -1, .device_fd = -1};
     struct announcer announcer = {.request = r};
-    enum samkv_status st = SAMKV_OK;
-    fill_request(r, (const Samkv__FetchRequest *)message, &request);
+    const Samkv__FetchRequest *m = (const Samkv__FetchRequest *)message;
+    char collection[SAMKV_ID_MAX_BYTES + 1];
+    enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_READ, collection, err);
+    fill_request(r, m, collection, &request);
     request.announce = announce;
     request.announce_arg = &announcer;
-    if (request.placement == SAMKV_PLACE_DEVICE)
+    if (st == SAMKV_OK && request.placement == SAMKV_PLACE_DEVICE)
         st = samkv_lease_watch_new(&r->service->leases, &announcer.watch, err);
     if (st == SAMKV_OK)
         st = samkv_fetch(r->service->models, r->service->store, &request, &result, err);
@@ -317,11 +321,15 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
                                         .raw = m->raw,
                                         .method = methods[m->method],
                                         .max_tokens = m->max_tokens};
-    fill_request(r, m->fetch, &request.fetch);
+    char collection[SAMKV_ID_MAX_BYTES + 1];
+    enum samkv_status st = samkv_access_find(r, m->fetch->collection, SAMKV_RIGHT_READ, collection, err);
+    if (st != SAMKV_OK)
+        return st;
+    fill_request(r, m->fetch, collection, &request.fetch);
     request.fetch.placement = SAMKV_PLACE_HOST; /* its cache goes nowhere */
     struct ask_stream stream = {.request = r};
     struct samkv_ask_result result = {.fetch = {.memfd = -1, .device_fd = -1}};
-    enum samkv_status st = samkv_ask(r->service->models, r->service->store, &request, on_text, &stream, &result, err);
+    st = samkv_ask(r->service->models, r->service->store, &request, on_text, &stream, &result, err);
     samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_REPAIRED, r->traced.trace.repaired);
     if (st != SAMKV_OK && stream.status == SAMKV_OK)
         return st;

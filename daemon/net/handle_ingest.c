@@ -92,7 +92,8 @@ enum samkv_status samkv_handle_ingest(struct samkv_request *r, const ProtobufCMe
                                       struct samkv_outgoing **reply, struct samkv_error *err)
 {
     const Samkv__IngestRequest *m = (const Samkv__IngestRequest *)message;
-    struct samkv_ingest_request request = {.collection = m->collection,
+    char collection[SAMKV_ID_MAX_BYTES + 1];
+    struct samkv_ingest_request request = {.collection = collection,
                                            .id = m->id,
                                            .title = *m->title ? m->title : NULL,
                                            .chunk_tokens = m->chunk_tokens,
@@ -107,7 +108,11 @@ enum samkv_status samkv_handle_ingest(struct samkv_request *r, const ProtobufCMe
     }
     fill_spec(m->spec, &request.spec);
     struct samkv_ingest_result result = {0};
-    enum samkv_status st = samkv_ingest(r->service->models, r->service->store, &request, &result, err);
+    enum samkv_status st = samkv_access_find_or_make(r, m->collection, m->spec ? m->spec->mode : 0, collection,
+                                                     &request.spec.ownership, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_ingest(r->service->models, r->service->store, &request, &result, err);
     if (st == SAMKV_OK)
         st = reply_with(r, &result, reply, err);
     samkv_ingest_result_deinit(&result);

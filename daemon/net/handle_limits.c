@@ -1,21 +1,12 @@
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/net/handlers.h"
 
 /* Pins, limits of collections, the removal of whole ones, and garbage. */
 
 #define PROGRESS_MS 250
-
-static const char *collection_or_default(const char *name)
-{
-    return *name ? name : SAMKV_DEFAULT_COLLECTION;
-}
-
-static enum samkv_status no_collection(const char *name, struct samkv_error *err)
-{
-    return samkv_fail(err, SAMKV_NOT_FOUND, "there is no collection '%s'; see samkvctl ls --collections", name);
-}
 
 /* ------------------------------------------------------------------ pin */
 
@@ -24,12 +15,13 @@ enum samkv_status samkv_handle_pin(struct samkv_request *r, const ProtobufCMessa
 {
     const Samkv__PinRequest *m = (const Samkv__PinRequest *)message;
     Samkv__PinReply answer = SAMKV__PIN_REPLY__INIT;
-    answer.missing = calloc(m->n_ids + 1, sizeof *answer.missing);
-    if (!answer.missing)
-        return SAMKV_NO_MEMORY;
-    enum samkv_status st = SAMKV_OK;
+    char collection[SAMKV_ID_MAX_BYTES + 1];
+    enum samkv_status found = samkv_access_find(r, m->collection, SAMKV_RIGHT_WRITE, collection, err);
+    enum samkv_status st = found == SAMKV_NOT_FOUND ? SAMKV_OK : found;
+    if (st == SAMKV_OK && !(answer.missing = calloc(m->n_ids + 1, sizeof *answer.missing)))
+        st = SAMKV_NO_MEMORY;
     for (size_t i = 0; i < m->n_ids && st == SAMKV_OK; i++) {
-        st = samkv_store_pin(r->service->store, collection_or_default(m->collection), m->ids[i], !m->unpin, err);
+        st = found == SAMKV_OK ? samkv_store_pin(r->service->store, collection, m->ids[i], !m->unpin, err) : found;
         if (st == SAMKV_NOT_FOUND) {
             answer.missing[answer.n_missing++] = m->ids[i];
             st = SAMKV_OK;
@@ -56,30 +48,46 @@ static enum samkv_status read_collection(struct samkv_store *store, const char *
     st = samkv_snapshot_collection(snapshot, name, &c, err);
     samkv_snapshot_end(snapshot);
     if (st != SAMKV_OK)
-        return st == SAMKV_NOT_FOUND ? no_collection(name, err) : st;
+        return st;
     samkv_collection_row_fill(store, &c, row);
     samkv_collection_deinit(&c);
     return SAMKV_OK;
+}
+
+/* As with files: nobody gives what is his to a group that he is not in. */
+static enum samkv_status check_group(const struct samkv_caller *caller, uint32_t group, struct samkv_error *err)
+{
+    gid_t gid = group == SAMKV_OWNER_DAEMON ? getegid() : group;
+    return caller->admin || samkv_caller_is_in(caller, gid)
+               ? SAMKV_OK
+               : samkv_fail(err, SAMKV_DENIED, "you are not in group %u: name one of your own", gid);
 }
 
 enum samkv_status samkv_handle_configure(struct samkv_request *r, const ProtobufCMessage *message,
                                          struct samkv_outgoing **reply, struct samkv_error *err)
 {
     const Samkv__ConfigureRequest *m = (const Samkv__ConfigureRequest *)message;
-    const char *name = collection_or_default(m->collection);
+    char name[SAMKV_ID_MAX_BYTES + 1];
     const struct samkv_limits limits = {
         .set_quota = m->quota_given_case == SAMKV__CONFIGURE_REQUEST__QUOTA_GIVEN_QUOTA_BYTES,
         .set_ttl = m->ttl_given_case == SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S,
         .quota_bytes = m->quota_bytes,
         .ttl_s = m->ttl_s,
+        .set_group = m->group_given_case == SAMKV__CONFIGURE_REQUEST__GROUP_GIVEN_GROUP,
+        .set_mode = m->mode_given_case == SAMKV__CONFIGURE_REQUEST__MODE_GIVEN_MODE,
+        .group = m->group,
+        .mode = m->mode,
     };
     struct samkv_store *store = r->service->store;
     struct samkv_collection_row row;
     struct samkv_collection_stats before, after;
+    enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_OWN, name, err);
+    if (st == SAMKV_OK && limits.set_group)
+        st = check_group(r->caller, limits.group, err);
+    if (st != SAMKV_OK)
+        return st;
     samkv_store_collection_stats(store, name, &before);
-    enum samkv_status st = samkv_store_configure(store, name, &limits, err);
-    if (st == SAMKV_NOT_FOUND)
-        return no_collection(name, err);
+    st = samkv_store_configure(store, name, &limits, err);
     if (st == SAMKV_OK)
         st = read_collection(store, name, &row, err);
     if (st != SAMKV_OK)
@@ -114,15 +122,14 @@ enum samkv_status samkv_handle_remove_all(struct samkv_request *r, const Protobu
     Samkv__RemoveReply answer = SAMKV__REMOVE_REPLY__INIT;
     double told_ms = samkv_now_ms();
     uint64_t removed = 0;
-    enum samkv_status st = SAMKV_OK;
+    char collection[SAMKV_ID_MAX_BYTES + 1];
+    enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_OWN, collection, err);
     for (bool more = true; st == SAMKV_OK && more;) {
-        st = samkv_store_collection_remove(r->service->store, m->collection, &removed, &more, err);
+        st = samkv_store_collection_remove(r->service->store, collection, &removed, &more, err);
         answer.removed = removed < UINT32_MAX ? (uint32_t)removed : UINT32_MAX;
         if (st == SAMKV_OK && more)
             st = progress(r, &answer.base, &told_ms, err);
     }
-    if (st == SAMKV_NOT_FOUND)
-        return no_collection(m->collection, err);
     return st == SAMKV_OK ? samkv_request_reply(r, &answer.base, NULL, reply, err) : st;
 }
 
@@ -161,7 +168,10 @@ enum samkv_status samkv_handle_gc(struct samkv_request *r, const ProtobufCMessag
     struct gc gc = {.request = r, .told_ms = samkv_now_ms(), .err = &why};
     struct samkv_gc_report report;
     (void)message;
-    enum samkv_status st = samkv_store_gc(r->service->store, &report, on_step, &gc, err);
+    enum samkv_status st = samkv_access_check_admin(r, "collect garbage", err);
+    if (st != SAMKV_OK)
+        return st;
+    st = samkv_store_gc(r->service->store, &report, on_step, &gc, err);
     if (gc.status != SAMKV_OK)
         return samkv_fail(err, gc.status, "%s", why.text);
     if (st != SAMKV_OK)

@@ -62,6 +62,7 @@ static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply
 /* The first collections by name. */
 struct collection_list {
     struct samkv_store *store;
+    const struct samkv_caller *caller;
     struct samkv_collection_row rows[COLLECTIONS_MAX];
     Samkv__Collection *pointers[COLLECTIONS_MAX];
     size_t count;
@@ -73,6 +74,8 @@ static bool take_collection(void *arg, const struct samkv_collection *c)
     struct samkv_collection_stats stats;
     if (list->count == COLLECTIONS_MAX)
         return false;
+    if (!samkv_caller_may(list->caller, &c->ownership, SAMKV_RIGHT_READ))
+        return true;
     struct samkv_collection_row *row = &list->rows[list->count];
     samkv_collection_row_fill(list->store, c, row);
     samkv_store_collection_stats(list->store, c->name, &stats);
@@ -82,13 +85,14 @@ static bool take_collection(void *arg, const struct samkv_collection *c)
 }
 
 /* On the heap, NULL without memory. A damaged record ends it early, which verify tells of. */
-static struct collection_list *list_collections(struct samkv_store *store)
+static struct collection_list *list_collections(struct samkv_store *store, const struct samkv_caller *caller)
 {
     struct samkv_snapshot *snapshot;
     struct collection_list *list = calloc(1, sizeof *list);
     if (!list || samkv_snapshot_begin(store, &snapshot, NULL) != SAMKV_OK)
         return list;
     list->store = store;
+    list->caller = caller;
     enum samkv_status st = samkv_snapshot_each_collection(snapshot, take_collection, list, NULL);
     (void)st;
     samkv_snapshot_end(snapshot);
@@ -168,7 +172,9 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
         put_host_cache(samkv_store_host_cache(service->store), counters, &n);
     put_counter(counters, &n, "checksum_failures", (double)stats->damaged);
     put_counter(counters, &n, "queue_urgent", samkv_pool_waiting(service->telemetry.pool, SAMKV_URGENT));
-    put_counter(counters, &n, "queue_relaxed", samkv_pool_waiting(service->telemetry.pool, SAMKV_RELAXED));
+    put_counter(counters, &n, "queue_relaxed",
+                samkv_pool_waiting(service->telemetry.pool, SAMKV_RELAXED) +
+                    samkv_pool_waiting(service->telemetry.pool, SAMKV_DURABLE));
     if (service->models->leases)
         put_leases(service->models->leases, counters, &n);
     if (service->models->transfer)
@@ -208,47 +214,87 @@ static void fill_histograms(const struct samkv_service *service, struct histogra
     }
 }
 
-enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMessage *message,
-                                      struct samkv_outgoing **reply, struct samkv_error *err)
+/* What a STATUS reply points to while it is packed. */
+struct status_rows {
+    struct model_row models[SAMKV_MAX_MODELS];
+    Samkv__ModelStatus *model_pointers[SAMKV_MAX_MODELS];
+    Samkv__Counter counters[COUNTERS], *counter_pointers[COUNTERS];
+    struct histogram_rows histograms;
+};
+
+static void fill_models(const struct samkv_service *service, struct status_rows *rows, Samkv__StatusReply *m)
 {
-    const Samkv__StatusRequest *asked = (const Samkv__StatusRequest *)message;
+    for (size_t i = 0; i < service->models->count; i++) {
+        fill_model(&service->models->engines[i], &rows->models[i]);
+        rows->model_pointers[i] = &rows->models[i].message;
+    }
+    m->models = rows->model_pointers;
+    m->n_models = service->models->count;
+    m->version = SAMKV_VERSION;
+    m->uptime_s = (uint64_t)((samkv_now_ms() - service->started_ms) / 1e3);
+}
+
+/* What others' doing can be seen in. */
+static enum samkv_status fill_all(struct samkv_request *r, const Samkv__StatusRequest *asked, struct status_rows *rows,
+                                  Samkv__StatusReply *m, struct samkv_error *err)
+{
     const struct samkv_service *service = r->service;
     struct samkv_sample sample;
     enum samkv_status st = samkv_telemetry_sample(r->service, asked->max_age_ms, &sample, err);
     if (st != SAMKV_OK)
         return st;
-    Samkv__StatusReply m = SAMKV__STATUS_REPLY__INIT;
-    struct model_row models[SAMKV_MAX_MODELS];
-    Samkv__ModelStatus *model_pointers[SAMKV_MAX_MODELS];
-    Samkv__Counter counters[COUNTERS], *counter_pointers[COUNTERS];
-    struct histogram_rows histograms;
-    fill_store(&sample.stats, &m);
-    for (size_t i = 0; i < service->models->count; i++) {
-        fill_model(&service->models->engines[i], &models[i]);
-        model_pointers[i] = &models[i].message;
+    fill_store(&sample.stats, m);
+    m->n_counters = fill_counters(service, &sample.stats, rows->counters);
+    for (size_t i = 0; i < m->n_counters; i++)
+        rows->counter_pointers[i] = &rows->counters[i];
+    m->counters = rows->counter_pointers;
+    if (asked->histograms) {
+        fill_histograms(service, &rows->histograms);
+        m->histograms = rows->histograms.pointers;
+        m->n_histograms = SAMKV_HISTOGRAM_COUNT;
     }
-    m.models = model_pointers;
-    m.n_models = service->models->count;
-    m.n_counters = fill_counters(service, &sample.stats, counters);
-    for (size_t i = 0; i < m.n_counters; i++)
-        counter_pointers[i] = &counters[i];
-    m.counters = counter_pointers;
-    struct collection_list *list = list_collections(service->store);
+    m->store = (char *)service->store_path;
+    m->connections = atomic_load(&service->connections);
+    m->resident_bytes = samkv_resident_bytes();
+    return SAMKV_OK;
+}
+
+/* Sums over the caller's own collections and those it may read. */
+static void fill_own(const struct collection_list *list, Samkv__StatusReply *m)
+{
+    m->partial = true;
+    for (size_t i = 0; list && i < list->count; i++) {
+        m->collections++;
+        m->names += list->pointers[i]->documents;
+        m->bytes_raw += list->pointers[i]->bytes_raw;
+        m->bytes_stored += list->pointers[i]->bytes_stored;
+    }
+}
+
+enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMessage *message,
+                                      struct samkv_outgoing **reply, struct samkv_error *err)
+{
+    const struct samkv_service *service = r->service;
+    Samkv__StatusReply m = SAMKV__STATUS_REPLY__INIT;
+    struct status_rows rows;
+    struct samkv_account account;
+    enum samkv_status st = SAMKV_OK;
+    struct collection_list *list = list_collections(service->store, r->caller);
+    if (r->caller->admin)
+        st = fill_all(r, (const Samkv__StatusRequest *)message, &rows, &m, err);
+    else
+        fill_own(list, &m);
+    fill_models(service, &rows, &m);
     if (list) {
         m.collection_list = list->pointers;
         m.n_collection_list = list->count;
     }
-    if (asked->histograms) {
-        fill_histograms(service, &histograms);
-        m.histograms = histograms.pointers;
-        m.n_histograms = SAMKV_HISTOGRAM_COUNT;
-    }
-    m.version = SAMKV_VERSION;
-    m.store = (char *)service->store_path;
-    m.uptime_s = (uint64_t)((samkv_now_ms() - service->started_ms) / 1e3);
-    m.connections = atomic_load(&service->connections);
-    m.resident_bytes = samkv_resident_bytes();
-    st = samkv_request_reply(r, &m.base, NULL, reply, err);
+    samkv_store_account(service->store, r->caller->owner, &account);
+    m.user = r->caller->owner;
+    m.user_bytes = account.bytes_charged;
+    m.user_quota_bytes = account.quota_bytes;
+    if (st == SAMKV_OK)
+        st = samkv_request_reply(r, &m.base, NULL, reply, err);
     free(list);
     return st;
 }

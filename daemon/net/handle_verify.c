@@ -268,9 +268,13 @@ enum samkv_status samkv_handle_verify(struct samkv_request *r, const ProtobufCMe
 {
     const Samkv__VerifyRequest *m = (const Samkv__VerifyRequest *)message;
     char *damaged_ids[MAX_DAMAGED_IDS];
+    char collection[SAMKV_ID_MAX_BYTES + 1] = "";
     struct verify_job job = {.request = r, .reply = SAMKV__VERIFY_REPLY__INIT, .reported_ms = samkv_now_ms()};
     job.reply.damaged_ids = damaged_ids;
-    enum samkv_status st = walk(&job, m->collection, err);
+    enum samkv_status st = *m->collection ? samkv_access_find(r, m->collection, SAMKV_RIGHT_OWN, collection, err)
+                                          : samkv_access_check_admin(r, "verify all collections", err);
+    if (st == SAMKV_OK)
+        st = walk(&job, collection, err);
     if (st == SAMKV_OK)
         st = check_all(&job, m->repair, err);
     if (st == SAMKV_OK && !*m->collection)

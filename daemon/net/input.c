@@ -5,9 +5,9 @@
 
 #define FIRST_PAYLOAD_BYTES 4096
 
-void samkv_input_init(struct samkv_input *in, struct samkv_budget *budget)
+void samkv_input_init(struct samkv_input *in, struct samkv_budget *budget, size_t max_payload_bytes)
 {
-    *in = (struct samkv_input){.budget = budget};
+    *in = (struct samkv_input){.budget = budget, .max_payload_bytes = max_payload_bytes};
 }
 
 void samkv_input_deinit(struct samkv_input *in)
@@ -16,10 +16,22 @@ void samkv_input_deinit(struct samkv_input *in)
     samkv_buffer_deinit(&in->payload);
 }
 
+bool samkv_budget_take(struct samkv_budget *budget, size_t bytes)
+{
+    for (const struct samkv_budget *b = budget; b; b = b->parent)
+        if (bytes > b->limit - b->used)
+            return false;
+    for (struct samkv_budget *b = budget; b; b = b->parent)
+        b->used += bytes;
+    return true;
+}
+
 void samkv_budget_give(struct samkv_budget *budget, size_t bytes)
 {
-    assert(bytes <= budget->used);
-    budget->used -= bytes;
+    for (struct samkv_budget *b = budget; b; b = b->parent) {
+        assert(bytes <= b->used);
+        b->used -= bytes;
+    }
 }
 
 bool samkv_input_midway(const struct samkv_input *in)
@@ -35,12 +47,12 @@ static enum samkv_status grow(struct samkv_input *in, size_t count, struct samkv
         capacity *= 2;
     if (capacity > in->frame.payload_bytes)
         capacity = in->frame.payload_bytes;
-    if (capacity - before > in->budget->limit - in->budget->used)
+    if (!samkv_budget_take(in->budget, capacity - before))
         return samkv_fail(err, SAMKV_BUSY, "too many bytes of requests are in memory; try again");
-    if (samkv_buffer_resize(&in->payload, capacity) != SAMKV_OK)
-        return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory for a request of %u bytes", in->frame.payload_bytes);
-    in->budget->used += capacity - before;
-    return SAMKV_OK;
+    if (samkv_buffer_resize(&in->payload, capacity) == SAMKV_OK)
+        return SAMKV_OK;
+    samkv_budget_give(in->budget, capacity - before);
+    return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory for a request of %u bytes", in->frame.payload_bytes);
 }
 
 /* Drops the rest of the current frame's payload as it comes. */
@@ -64,9 +76,9 @@ static enum samkv_input_event take_header(struct samkv_input *in, struct samkv_f
         samkv_fail(err, SAMKV_PROTOCOL, "the first frame must be a HELLO of at most %d bytes", SAMKV_MAX_HELLO_BYTES);
         return SAMKV_INPUT_BROKEN;
     }
-    if (in->frame.payload_bytes > SAMKV_MAX_FRAME_BYTES) {
-        samkv_fail(err, SAMKV_TOO_LARGE, "a request of %u bytes is too large; at most %u are taken",
-                   in->frame.payload_bytes, SAMKV_MAX_FRAME_BYTES);
+    if (in->frame.payload_bytes > in->max_payload_bytes) {
+        samkv_fail(err, SAMKV_TOO_LARGE, "a request of %u bytes is too large; at most %zu are taken",
+                   in->frame.payload_bytes, in->max_payload_bytes);
         return refuse(in, frame);
     }
     return SAMKV_INPUT_MORE;

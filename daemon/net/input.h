@@ -17,6 +17,7 @@
 /* Bytes that payloads of all connections may take together. */
 struct samkv_budget {
     size_t used, limit;
+    struct samkv_budget *parent; /* of which this is a part; or NULL */
 };
 
 enum samkv_input_event {
@@ -34,9 +35,10 @@ struct samkv_input {
     uint64_t discard;            /* bytes of a refused payload still to come */
     bool greeted;                /* HELLO was accepted: before it, nothing but a small HELLO is */
     struct samkv_budget *budget; /* shared */
+    size_t max_payload_bytes;    /* larger frames are refused */
 };
 
-void samkv_input_init(struct samkv_input *, struct samkv_budget *);
+void samkv_input_init(struct samkv_input *, struct samkv_budget *, size_t max_payload_bytes);
 void samkv_input_deinit(struct samkv_input *);
 
 /*
@@ -50,4 +52,6 @@ enum samkv_input_event samkv_input_feed(struct samkv_input *, const uint8_t *byt
 /* A frame has begun and is not whole yet. */
 bool samkv_input_midway(const struct samkv_input *);
 
+/* False: that is more than there is. */
+bool samkv_budget_take(struct samkv_budget *, size_t bytes);
 void samkv_budget_give(struct samkv_budget *, size_t bytes);

@@ -55,7 +55,7 @@ void samkv_output_deinit(struct samkv_output *out)
 {
     while (out->first)
         samkv_outgoing_free(shift(out));
-    out->bytes = 0;
+    out->bytes = out->held_bytes = 0;
 }
 
 void samkv_output_push(struct samkv_output *out, struct samkv_outgoing *o)
@@ -64,6 +64,7 @@ void samkv_output_push(struct samkv_output *out, struct samkv_outgoing *o)
     *out->last = o;
     out->last = &o->next;
     out->bytes += o->count - o->sent;
+    out->held_bytes += o->held_bytes;
 }
 
 enum samkv_status samkv_output_flush(struct samkv_output *out, int socket)
@@ -76,6 +77,8 @@ enum samkv_status samkv_output_flush(struct samkv_output *out, int socket)
         if (n <= 0)
             return SAMKV_CLOSED;
         samkv_fds_close(&o->fds); /* they went with the first byte */
+        out->held_bytes -= o->held_bytes;
+        o->held_bytes = 0;
         if (o->lease)
             out->on_lease(out->arg, o->lease);
         o->lease = NULL;

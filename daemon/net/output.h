@@ -22,6 +22,7 @@ struct samkv_outgoing {
     struct samkv_lease_watch *lease; /* whose other end is among them; owned until they are sent; NULL: none is */
     bool last;                       /* the request is answered with this frame */
     size_t charge;                   /* bytes of the request's payload, given back with the last frame */
+    size_t held_bytes;               /* of the memory that the descriptors keep while they are here */
     size_t count, sent;
     uint8_t bytes[]; /* header and payload */
 };
@@ -36,6 +37,7 @@ void samkv_outgoing_free(struct samkv_outgoing *);
 struct samkv_output {
     struct samkv_outgoing *first, **last;
     size_t bytes;        /* not yet sent */
+    size_t held_bytes;   /* of their descriptors */
     uint32_t answered;   /* last frames that were sent since the caller looked (and reset it) */
     size_t charge;       /* their charges, likewise */
     uint64_t bytes_sent; /* likewise */

@@ -63,6 +63,23 @@ static bool is_traced(const struct samkv_request *r)
     return r->frame.type != SAMKV_TYPE_STATUS && r->frame.type != SAMKV_TYPE_TRACE;
 }
 
+/* The time that the client or the daemon gives it, whichever is less; of the field `deadline_ms` of any message. */
+static void set_deadline(struct samkv_request *r, const ProtobufCMessage *m)
+{
+    const ProtobufCFieldDescriptor *f = protobuf_c_message_descriptor_get_field_by_name(m->descriptor, "deadline_ms");
+    uint32_t asked = f && f->type == PROTOBUF_C_TYPE_UINT32 ? *(const uint32_t *)((const char *)m + f->offset) : 0;
+    uint32_t most = r->handler->unlimited ? 0 : r->service->bounds->request_ms;
+    r->allowed_ms = !asked || (most && most < asked) ? most : asked;
+    if (r->allowed_ms)
+        atomic_store(&r->deadline_ms, (uint64_t)r->accepted_ms + r->allowed_ms);
+}
+
+static bool is_late(const struct samkv_request *r)
+{
+    uint64_t deadline = atomic_load(&r->deadline_ms);
+    return deadline && (uint64_t)samkv_now_ms() >= deadline;
+}
+
 static enum samkv_status unpack_and_run(struct samkv_request *r, struct samkv_outgoing **reply, struct samkv_error *err)
 {
     struct samkv_unpacked unpacked;
@@ -72,10 +89,18 @@ static enum samkv_status unpack_and_run(struct samkv_request *r, struct samkv_ou
         return st;
     if (r->handler->validate)
         st = r->handler->validate(unpacked.message, err);
+    if (st == SAMKV_OK)
+        set_deadline(r, unpacked.message);
     if (st == SAMKV_OK && is_traced(r))
         samkv_traces_describe(r->service->telemetry.traces, &r->traced, unpacked.message);
+    if (st == SAMKV_OK && is_late(r))
+        st = SAMKV_CANCELLED;
     if (st == SAMKV_OK)
         st = r->handler->run(r, unpacked.message, reply, err);
+    if (st == SAMKV_CANCELLED && is_late(r))
+        st = samkv_fail(err, st,
+                        "the time of %u ms that the request was given is over: give it more, or try again later",
+                        r->allowed_ms);
     samkv_message_free(&unpacked);
     return st;
 }
@@ -92,6 +117,7 @@ static void finish(struct samkv_request *r, struct samkv_outgoing *reply, const 
     frame->request = r;
     frame->last = true;
     frame->charge = r->charge;
+    frame->held_bytes = frame->fds.count ? r->traced.cache_bytes : 0;
     samkv_outbox_post(r->outbox, frame);
 }
 

@@ -28,6 +28,7 @@ struct samkv_handler {
     enum samkv_status (*run)(struct samkv_request *, const ProtobufCMessage *, struct samkv_outgoing **reply,
                              struct samkv_error *);
     bool takes_descriptor; /* one that the client sends along */
+    bool unlimited;        /* may take as long as it takes: it tells its progress */
 };
 
 /* NULL for a type that is not a request for workers. */
@@ -41,11 +42,14 @@ struct samkv_request {
     struct samkv_buffer payload; /* freed once unpacked */
     struct samkv_fds fds; /* that came with it, where the handler takes them; what is left is closed at the end */
     size_t charge;        /* what the payload costs its session until the answer is sent */
-    bool cancelled;       /* the client is gone; written by the loop (atomically), read by the jobs */
+    bool cancelled;       /* nobody waits for it; written by the loop (atomically), read by the jobs */
+    _Atomic uint64_t deadline_ms; /* of samkv_now_ms; when the loop cancels it. 0: none */
+    uint32_t allowed_ms;          /* the time that it was given, for the text */
     _Atomic size_t backlog_bytes; /* that the client has not read, when the loop last looked */
     double accepted_ms, waited_ms;
-    struct samkv_traced traced;   /* its number, and what is noted of it */
-    struct samkv_outgoing *spare; /* an answer that needs no memory any more */
+    const struct samkv_caller *caller; /* the connection's, which outlives its requests */
+    struct samkv_traced traced;        /* its number, and what is noted of it */
+    struct samkv_outgoing *spare;      /* an answer that needs no memory any more */
     /* The loop's own: */
     void *connection;
     struct samkv_request *next, **link;

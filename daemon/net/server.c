@@ -15,8 +15,7 @@
 #define FINISH_MS      30000 /* for running jobs at the end */
 #define CANCEL_MS      10000 /* and then, told to stop */
 #define ACCEPTS_A_TURN 16
-#define AWAKE_NS       100000 /* waking an idle processor of a virtual machine takes 20 to 60 µs each way */
-#define QUEUE_JOBS     4096
+#define AWAKE_NS       100000       /* waking an idle processor of a virtual machine takes 20 to 60 µs each way */
 #define PAYLOADS_BYTES (512u << 20) /* of all connections together */
 
 /* ------------------------------------------------------------------ stopping */
@@ -126,21 +125,19 @@ static void watch_stop(struct samkv_server *server, uint64_t now)
 
 /* ------------------------------------------------------------------ events */
 
-/* A client beyond the limit learns why before it is let go. */
-static void turn_away(int fd, struct samkv_server *server)
+/* A client that is not let in learns why. */
+static void turn_away(int fd, struct samkv_server *server, const struct samkv_error *err)
 {
     const struct samkv_frame nobody = {.type = SAMKV_TYPE_HELLO};
-    struct samkv_error err;
     struct samkv_outgoing *frame;
-    samkv_fail(&err, SAMKV_BUSY, "%d clients are connected already; try again", SAMKV_MAX_CONNECTIONS);
-    if (samkv_error_frame(&nobody, &err, &frame) == SAMKV_OK) {
+    if (samkv_error_frame(&nobody, err, &frame) == SAMKV_OK) {
         ssize_t ignored = samkv_socket_send(fd, frame->bytes, frame->count, NULL);
         (void)ignored;
         samkv_outgoing_free(frame);
     }
     close(fd);
     samkv_metrics_add(&server->service->metrics, SAMKV_METRIC_REFUSED, 1);
-    samkv_log(SAMKV_LOG_WARNING, "refused a connection: %s", err.text);
+    samkv_log(SAMKV_LOG_WARNING, "refused a connection: %s", err->text);
 }
 
 /* False when there is nothing more to accept for now. */
@@ -158,10 +155,9 @@ static bool accept_one(struct samkv_server *server)
         server->accept_paused = true;
         return false;
     }
-    if (atomic_load(&server->service->connections) >= SAMKV_MAX_CONNECTIONS)
-        turn_away(fd, server);
-    else
-        samkv_connection_open(server, fd);
+    struct samkv_error err;
+    if (samkv_connection_open(server, fd, &err) != SAMKV_OK)
+        turn_away(fd, server, &err);
     return true;
 }
 
@@ -268,6 +264,9 @@ enum samkv_status samkv_server_new(const struct samkv_server_options *options, s
         return samkv_fail(err, SAMKV_NO_MEMORY, "cannot make the event loop");
     }
     server->service = options->service;
+    if (!server->service->bounds)
+        server->service->bounds = &samkv_bounds_default;
+    server->users.budget = &server->budget;
     server->listener = listener;
     server->budget.limit = PAYLOADS_BYTES;
     server->reload = options->reload;
@@ -281,7 +280,7 @@ enum samkv_status samkv_server_new(const struct samkv_server_options *options, s
     if (st == SAMKV_OK)
         st = start_handles(server);
     if (st == SAMKV_OK)
-        st = samkv_pool_new(options->workers, QUEUE_JOBS, &server->pool);
+        st = samkv_pool_new(options->workers, (int)server->service->bounds->queue, &server->pool);
     server->service->telemetry.pool = server->pool;
     atomic_store(&server->service->telemetry.ticked_ms, (uint64_t)samkv_now_ms());
     if (st != SAMKV_OK) {

@@ -7,8 +7,6 @@
 #include "daemon/net/listen.h"
 #include "daemon/net/service.h"
 
-#define SAMKV_MAX_CONNECTIONS 256
-
 struct samkv_server;
 
 struct samkv_server_options {

@@ -6,6 +6,8 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/metrics.h"
+#include "daemon/net/access.h"
+#include "daemon/net/bounds.h"
 #include "daemon/net/telemetry.h"
 #include "daemon/samkv/models.h"
 #include "daemon/store/store.h"
@@ -15,6 +17,8 @@ struct samkv_service {
     struct samkv_store *store;   /* borrowed */
     const char *store_path;
     double started_ms; /* samkv_now_ms */
+    struct samkv_access access;
+    const struct samkv_bounds *bounds; /* borrowed; the server puts the defaults where there are none */
     struct samkv_metrics metrics;
     struct samkv_telemetry telemetry; /* the server makes it ready, and takes it down */
     _Atomic uint32_t connections;     /* now */

@@ -11,12 +11,26 @@
 
 #define RECEIVES_A_TURN 8 /* so that one busy client does not keep the loop */
 
-void samkv_session_init(struct samkv_session *s, int fd, const struct samkv_session_host *host, uint64_t now_ms)
+static const struct samkv_bounds *bounds_of(const struct samkv_session *s)
+{
+    return s->host->bounds ? s->host->bounds : &samkv_bounds_default;
+}
+
+/* Of one frame: a connection's bytes are the most that it can have. */
+static size_t max_frame_bytes(const struct samkv_session *s)
+{
+    size_t most = bounds_of(s)->connection_bytes;
+    return most < SAMKV_MAX_FRAME_BYTES ? most : SAMKV_MAX_FRAME_BYTES;
+}
+
+void samkv_session_init(struct samkv_session *s, int fd, const struct samkv_session_host *host,
+                        struct samkv_budget *budget, uint64_t now_ms)
 {
     s->host = host;
     s->fd = fd;
     s->state = SAMKV_SESSION_HELLO;
-    samkv_input_init(&s->input, host->budget);
+    samkv_input_init(&s->input, budget ? budget : host->budget, max_frame_bytes(s));
+    s->received_since = s->sent_since = 0;
     samkv_output_init(&s->output, host->on_lease, host->arg);
     s->in_flight = 0;
     s->in_flight_bytes = 0;
@@ -45,7 +59,7 @@ void samkv_session_deinit(struct samkv_session *s)
 {
     drop_fds(s);
     samkv_input_deinit(&s->input);
-    samkv_budget_give(s->host->budget, s->in_flight_bytes);
+    samkv_budget_give(s->input.budget, s->in_flight_bytes);
     samkv_output_deinit(&s->output);
     if (s->fd >= 0)
         close(s->fd);
@@ -64,12 +78,15 @@ static void flush(struct samkv_session *s, uint64_t now_ms)
 {
     size_t before = s->output.bytes;
     enum samkv_status st = samkv_output_flush(&s->output, s->fd);
-    if (s->output.bytes != before || s->output.bytes == 0)
+    s->sent_since += before - s->output.bytes;
+    if (s->output.bytes == 0 || s->sent_since >= SAMKV_BOUNDS_PROGRESS_BYTES) {
         s->sent_ms = now_ms;
+        s->sent_since = 0;
+    }
     assert(s->output.answered <= s->in_flight && s->output.charge <= s->in_flight_bytes);
     s->in_flight -= s->output.answered;
     s->in_flight_bytes -= s->output.charge;
-    samkv_budget_give(s->host->budget, s->output.charge);
+    samkv_budget_give(s->input.budget, s->output.charge);
     samkv_metrics_add(s->host->metrics, SAMKV_METRIC_BYTES_SENT, s->output.bytes_sent);
     s->output.answered = 0;
     s->output.charge = s->output.bytes_sent = 0;
@@ -200,8 +217,8 @@ static void on_hello(struct samkv_session *s, const struct samkv_frame *frame, c
     Samkv__HelloReply message = SAMKV__HELLO_REPLY__INIT;
     message.version = SAMKV_PROTOCOL_VERSION;
     message.server = "samkvd/" SAMKV_VERSION;
-    message.max_frame_bytes = SAMKV_MAX_FRAME_BYTES;
-    message.max_in_flight = SAMKV_MAX_IN_FLIGHT;
+    message.max_frame_bytes = max_frame_bytes(s);
+    message.max_in_flight = bounds_of(s)->in_flight;
     reply(s, frame, &message.base, now_ms);
 }
 
@@ -222,7 +239,7 @@ static void on_frame(struct samkv_session *s, const struct samkv_frame *frame, s
         else
             on_ping(s, frame, now_ms);
         samkv_buffer_deinit(payload);
-        samkv_budget_give(s->host->budget, charge);
+        samkv_budget_give(s->input.budget, charge);
         return;
     }
     s->in_flight++;
@@ -235,8 +252,16 @@ static void on_frame(struct samkv_session *s, const struct samkv_frame *frame, s
 /* May take another frame: the limits that make a client wait. */
 static bool may_read(const struct samkv_session *s)
 {
-    return s->state <= SAMKV_SESSION_READY && s->in_flight < SAMKV_MAX_IN_FLIGHT &&
-           s->in_flight_bytes < SAMKV_SESSION_REQUEST_BYTES && s->output.bytes < SAMKV_SESSION_OUTPUT_BYTES;
+    const struct samkv_bounds *bounds = bounds_of(s);
+    return s->state <= SAMKV_SESSION_READY && s->in_flight < bounds->in_flight &&
+           s->in_flight_bytes < bounds->connection_bytes && s->output.bytes < SAMKV_SESSION_OUTPUT_BYTES;
+}
+
+/* The client got on with what it sends. */
+static void note_received(struct samkv_session *s, uint64_t now_ms)
+{
+    s->received_ms = now_ms;
+    s->received_since = 0;
 }
 
 /* Works off the bytes that were received, as far as the limits allow. */
@@ -251,6 +276,8 @@ static void pump(struct samkv_session *s, uint64_t now_ms)
             samkv_input_feed(&s->input, s->received + s->received_begin, s->received_end - s->received_begin, &used,
                              &frame, &payload, &err);
         s->received_begin += used;
+        if (event != SAMKV_INPUT_MORE)
+            note_received(s, now_ms);
         if (event == SAMKV_INPUT_FRAME) {
             on_frame(s, &frame, &payload, now_ms);
         } else if (event == SAMKV_INPUT_REFUSED) {
@@ -261,7 +288,7 @@ static void pump(struct samkv_session *s, uint64_t now_ms)
         }
     }
     if (!may_read(s))
-        s->received_ms = now_ms; /* the client is not to blame for what we do not read */
+        note_received(s, now_ms); /* the client is not to blame for what we do not read */
     /* They come with a request's first byte, and what was received ends with that request or within it. */
     if (s->received_begin == s->received_end && !samkv_input_midway(&s->input))
         drop_fds(s);
@@ -284,7 +311,9 @@ static bool receive(struct samkv_session *s, uint64_t now_ms)
         return false;
     }
     samkv_metrics_add(s->host->metrics, SAMKV_METRIC_BYTES_RECEIVED, (uint64_t)n);
-    s->received_ms = now_ms;
+    s->received_since += (size_t)n;
+    if (s->received_since >= SAMKV_BOUNDS_PROGRESS_BYTES || !samkv_input_midway(&s->input))
+        note_received(s, now_ms);
     s->received_begin = 0;
     s->received_end = (size_t)n;
     /* A short read emptied the socket: asking again would cost a system call for every ping. */
@@ -327,17 +356,18 @@ void samkv_session_on_hangup(struct samkv_session *s, uint64_t now_ms)
 void samkv_session_on_tick(struct samkv_session *s, uint64_t now_ms)
 {
     const char *why = NULL;
-    if (!may_read(s))
-        s->received_ms = now_ms;
+    const uint64_t stall_ms = bounds_of(s)->stall_ms;
+    if (!may_read(s) || !samkv_input_midway(&s->input))
+        note_received(s, now_ms);
     if (s->output.bytes == 0)
         s->sent_ms = now_ms;
     if (s->state == SAMKV_SESSION_HELLO && now_ms - s->since_ms >= SAMKV_SESSION_HELLO_MS)
         why = "it did not say HELLO";
     else if (s->state == SAMKV_SESSION_CLOSING && now_ms - s->since_ms >= SAMKV_SESSION_FAREWELL_MS)
         why = "it did not read its last reply";
-    else if (now_ms - s->sent_ms >= SAMKV_SESSION_STALLED_MS)
+    else if (now_ms - s->sent_ms >= stall_ms)
         why = "it does not read its replies";
-    else if (samkv_input_midway(&s->input) && now_ms - s->received_ms >= SAMKV_SESSION_STALLED_MS)
+    else if (samkv_input_midway(&s->input) && now_ms - s->received_ms >= stall_ms)
         why = "it stopped in the middle of a frame";
     if (!why || s->state == SAMKV_SESSION_CLOSED)
         return;

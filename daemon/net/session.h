@@ -3,8 +3,8 @@
  * One client's conversation, over a non-blocking socket but without an event loop: the owner calls the on_ functions
  * when the socket is ready, asks what to wait for, and passes the time. hello → ready → (closing) → closed.
  * HELLO and PING are answered here; any other request goes to the host, which answers with samkv_session_send.
- * Limits: SAMKV_MAX_IN_FLIGHT requests and a number of bytes a session, then it reads no further until replies are
- * sent; a client that does not read what it asked for, or stops in the middle of a frame, is let go after a while.
+ * Limits (bounds.h): a number of requests and of bytes, then it reads no further until replies are sent; a client that
+ * does not read what it asked for, or does not go on in the middle of a frame, is let go after a while.
  * Event loop's thread only. Times are milliseconds of any clock that does not go back.
  */
 #include <stdbool.h>
@@ -15,15 +15,14 @@
 #include "proto/status.h"
 #include "daemon/base/buffer.h"
 #include "daemon/base/metrics.h"
+#include "daemon/net/bounds.h"
 #include "daemon/net/input.h"
 #include "daemon/net/output.h"
 
 #define SAMKV_SESSION_RECEIVE_BYTES (32u << 10)
-#define SAMKV_SESSION_REQUEST_BYTES (64u << 20) /* payloads of requests in flight, beyond which it reads no further */
-#define SAMKV_SESSION_OUTPUT_BYTES  (1u << 20)  /* likewise for what waits to be sent */
-#define SAMKV_SESSION_HELLO_MS      10000       /* to say HELLO */
-#define SAMKV_SESSION_STALLED_MS    30000       /* without progress in the middle of a frame */
-#define SAMKV_SESSION_FAREWELL_MS   2000        /* to read the last frame before the end */
+#define SAMKV_SESSION_OUTPUT_BYTES  (1u << 20) /* of what waits to be sent, beyond which it reads no further */
+#define SAMKV_SESSION_HELLO_MS      10000      /* to say HELLO */
+#define SAMKV_SESSION_FAREWELL_MS   2000       /* to read the last frame before the end */
 
 enum samkv_session_state {
     SAMKV_SESSION_HELLO,
@@ -45,7 +44,8 @@ struct samkv_session_host {
                        size_t charge);
     void *arg;
     struct samkv_metrics *metrics;
-    struct samkv_budget *budget;
+    struct samkv_budget *budget;       /* unless samkv_session_init is given another */
+    const struct samkv_bounds *bounds; /* NULL: the defaults */
     /* The client has a lease now: takes its watch over. */
     void (*on_lease)(void *arg, struct samkv_lease_watch *);
     /* Descriptors that no request took, to be closed where that may block: takes them over. NULL: closed at once. */
@@ -61,16 +61,18 @@ struct samkv_session {
     uint32_t in_flight; /* requests whose last reply was not sent yet */
     size_t in_flight_bytes;
     uint64_t since_ms;                   /* of the state */
-    uint64_t received_ms;                /* last bytes, or last time it did not want any */
+    uint64_t received_ms;                /* last progress, or last time it did not want any */
     uint64_t sent_ms;                    /* last progress, or last time there was nothing to send */
+    size_t received_since, sent_since;   /* bytes since then: some make a progress (bounds.h) */
     size_t received_begin, received_end; /* bytes that wait in received */
     struct samkv_fds fds;                /* that came with what waits in received, for the request that it brings */
     char agent[64];
     uint8_t received[SAMKV_SESSION_RECEIVE_BYTES];
 };
 
-/* fd is non-blocking and taken over. */
-void samkv_session_init(struct samkv_session *, int fd, const struct samkv_session_host *, uint64_t now_ms);
+/* fd is non-blocking and taken over. budget: that pays for its requests; NULL: the host's. */
+void samkv_session_init(struct samkv_session *, int fd, const struct samkv_session_host *, struct samkv_budget *budget,
+                        uint64_t now_ms);
 /* Closes the fd and frees what waits. */
 void samkv_session_deinit(struct samkv_session *);
 

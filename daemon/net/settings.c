@@ -63,6 +63,35 @@ static const struct samkv_option table[] = {
     {.name = "compact", .env = "SAMKV_COMPACT", .argument = "WHEN", .kind = SAMKV_OPTION_CHOICE, AT(compact),
      .choices = compacts, .help = "auto: when the data file is large beside what it holds; off: when asked",
      .default_text = "auto"},
+    {.name = "admin-group", .env = "SAMKV_ADMIN_GROUP", .argument = "GROUP", .kind = SAMKV_OPTION_TEXT, AT(admin_group),
+     .help = "whose members may do everything, as root and samkvd's user may"},
+    {.name = "collection-mode", .env = "SAMKV_COLLECTION_MODE", .argument = "MODE", .kind = SAMKV_OPTION_TEXT,
+     AT(collection_mode), .help = "of new collections: who reads and writes beside the owner", .default_text = "0640"},
+    {.name = "user-quota-bytes", .env = "SAMKV_USER_QUOTA_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
+     AT(user_quota_bytes), .min = 0, .max = INT64_MAX, .help = "what each user's collections may take; 0: no limit",
+     .default_text = "0"},
+    {.name = "user-quota", .env = "SAMKV_USER_QUOTA", .argument = "UID=SIZE", .kind = SAMKV_OPTION_LIST, AT(user_quotas),
+     .section = "user-quota", .help = "another quota for one user; repeat for more"},
+    {.name = "max-connections", .env = "SAMKV_MAX_CONNECTIONS", .argument = "N", .kind = SAMKV_OPTION_INTEGER,
+     AT(max_connections), .min = 1, .max = 65536, .help = "clients at a time", .default_text = "256"},
+    {.name = "max-user-connections", .env = "SAMKV_MAX_USER_CONNECTIONS", .argument = "N", .kind = SAMKV_OPTION_INTEGER,
+     AT(max_user_connections), .min = 1, .max = 65536, .help = "of them, of one user", .default_text = "128"},
+    {.name = "max-in-flight", .env = "SAMKV_MAX_IN_FLIGHT", .argument = "N", .kind = SAMKV_OPTION_INTEGER,
+     AT(max_in_flight), .min = 1, .max = 4096, .help = "requests of a connection; beyond, it is not read", .default_text = "64"},
+    {.name = "max-user-requests", .env = "SAMKV_MAX_USER_REQUESTS", .argument = "N", .kind = SAMKV_OPTION_INTEGER,
+     AT(max_user_requests), .min = 1, .max = 65536, .help = "requests of a user; beyond, they are answered BUSY",
+     .default_text = "512"},
+    {.name = "max-queue", .env = "SAMKV_MAX_QUEUE", .argument = "N", .kind = SAMKV_OPTION_INTEGER, AT(max_queue), .min = 1,
+     .max = 65536, .help = "fetches, and ingests, that wait for a worker; beyond, they are answered BUSY", .default_text = "4096"},
+    {.name = "connection-bytes", .env = "SAMKV_CONNECTION_BYTES", .argument = "SIZE", .kind = SAMKV_OPTION_BYTES,
+     AT(connection_bytes), .min = 65536, .max = (int64_t)1 << 40,
+     .help = "of a connection's requests, and of its replies that are not read", .default_text = "64M"},
+    {.name = "stall-timeout", .env = "SAMKV_STALL_TIMEOUT", .argument = "SECONDS", .kind = SAMKV_OPTION_INTEGER,
+     AT(stall_timeout_s), .min = 1, .max = 3600,
+     .help = "a client that neither goes on sending nor reads for so long is let go", .default_text = "30"},
+    {.name = "request-timeout", .env = "SAMKV_REQUEST_TIMEOUT", .argument = "SECONDS", .kind = SAMKV_OPTION_INTEGER,
+     AT(request_timeout_s), .min = 0, .max = 86400,
+     .help = "what a request may take, but for those that tell their progress; 0: any", .default_text = "3600"},
     {.name = "metrics", .env = "SAMKV_METRICS", .argument = "ADDRESS", .kind = SAMKV_OPTION_TEXT, AT(metrics),
      .help = "metrics for Prometheus on 127.0.0.1:PORT or a Unix socket's path; off unless given"},
     {.name = "log-level", .env = "SAMKV_LOG_LEVEL", .argument = "LEVEL", .kind = SAMKV_OPTION_CHOICE, AT(log_level),
@@ -132,7 +161,8 @@ static enum samkv_status check(struct samkv_settings *s, struct samkv_error *err
         long wanted = 2 * sysconf(_SC_NPROCESSORS_ONLN);
         s->workers = wanted < 8 ? 8 : wanted > 64 ? 64 : wanted;
     }
-    return s->metrics ? samkv_metrics_address_check(s->metrics, err) : SAMKV_OK;
+    enum samkv_status st = samkv_settings_check_users(s, err);
+    return st == SAMKV_OK && s->metrics ? samkv_metrics_address_check(s->metrics, err) : st;
 }
 
 /* How the file is read: to its first mistake, or to its end. */

@@ -6,6 +6,8 @@
 
 #include "proto/status.h"
 #include "daemon/base/options.h"
+#include "daemon/net/access.h"
+#include "daemon/net/bounds.h"
 
 enum samkv_when_full { SAMKV_WHEN_FULL_AUTO, SAMKV_WHEN_FULL_EVICT, SAMKV_WHEN_FULL_REFUSE };
 
@@ -23,6 +25,18 @@ struct samkv_settings {
     int64_t host_cache_bytes;                       /* 0: none */
     int when_full;                                  /* enum samkv_when_full */
     int64_t device_cache_bytes, device_reply_bytes; /* 0: a quarter of what the models leave free */
+    char *admin_group;                              /* a name or a number; NULL: none */
+    char *collection_mode;                          /* octal; from: */
+    uint32_t mode;
+    int64_t user_quota_bytes;      /* 0: none */
+    struct samkv_list user_quotas; /* "UID=SIZE"; from: */
+    struct samkv_user_quota {
+        uint32_t uid;
+        int64_t bytes;
+    } quotas[SAMKV_MAX_LIST];
+    int64_t max_connections, max_user_connections, max_in_flight, max_user_requests, max_queue, connection_bytes;
+    int64_t stall_timeout_s, request_timeout_s; /* 0: any */
+    struct samkv_bounds bounds;                 /* from these */
     bool help, version, check_config, dump_config;
     struct samkv_options options; /* how they were read */
 };
@@ -46,6 +60,16 @@ void samkv_settings_roff(bool of_file, FILE *out);
 enum samkv_status samkv_settings_check(struct samkv_settings *, int argc, char *const *argv,
                                        char *(*lookup)(const char *name), FILE *out,
                                        struct samkv_error *) SAMKV_MUST_USE;
+
+/* Of options about users (settings_users.c): checks them and fills what is made from them. */
+enum samkv_status samkv_settings_check_users(struct samkv_settings *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* For the store: a user's quota. arg: the settings. */
+uint64_t samkv_settings_user_quota(void *arg, uint32_t uid);
+
+/* Looks the group up, when the daemon starts. INVALID when there is none of that name. */
+enum samkv_status samkv_settings_access(const struct samkv_settings *, struct samkv_access *out,
+                                        struct samkv_error *) SAMKV_MUST_USE;
 
 /* --dump-config: what samkv_settings_read came to, as a file. */
 void samkv_settings_dump(const struct samkv_settings *, FILE *out);

@@ -72,6 +72,8 @@ static enum samkv_status check_range(uint32_t value, uint32_t least, uint32_t mo
 
 static enum samkv_status check_spec(const Samkv__CollectionSpec *spec, struct samkv_error *err)
 {
+    if (spec->mode)
+        TRY(samkv_mode_check(spec->mode, err));
     if (*spec->model)
         TRY(samkv_check_name(spec->model, "model name", err));
     if (*spec->codec)
@@ -193,9 +195,15 @@ enum samkv_status samkv_check_configure(const ProtobufCMessage *message, struct 
 {
     const Samkv__ConfigureRequest *m = (const Samkv__ConfigureRequest *)message;
     TRY(samkv_check_collection(m->collection, err));
+    bool sets_mode = m->mode_given_case == SAMKV__CONFIGURE_REQUEST__MODE_GIVEN_MODE;
+    bool sets_group = m->group_given_case == SAMKV__CONFIGURE_REQUEST__GROUP_GIVEN_GROUP;
     if (m->quota_given_case != SAMKV__CONFIGURE_REQUEST__QUOTA_GIVEN_QUOTA_BYTES &&
-        m->ttl_given_case != SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S)
-        return samkv_fail(err, SAMKV_INVALID, "nothing is to be changed; give a quota or a TTL");
+        m->ttl_given_case != SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S && !sets_mode && !sets_group)
+        return samkv_fail(err, SAMKV_INVALID, "nothing is to be changed; give a quota, a TTL, a group or a mode");
+    if (sets_group && m->group == UINT32_MAX)
+        return samkv_fail(err, SAMKV_INVALID, "%u is no group's number", m->group);
+    if (sets_mode)
+        TRY(samkv_mode_check(m->mode, err));
     return SAMKV_OK;
 }
 

@@ -15,6 +15,7 @@ struct samkv_lease {
     struct samkv_leases *pool;
     void *memory;
     size_t bytes;
+    uint32_t user;            /* whose clients have seen it, or will */
     uint32_t holders;         /* under the pool's lock, as the next */
     bool unclean;             /* some holder's end was */
     struct samkv_lease *next; /* in the list that it is in */
@@ -123,13 +124,14 @@ void samkv_leases_free(struct samkv_leases *pool)
     free(pool);
 }
 
-/* Lock held: the smallest kept memory that serves, taken out of the list. */
-static struct samkv_lease *take_kept(struct samkv_leases *pool, size_t bytes)
+/* Lock held: the smallest kept memory of this user's that serves, taken out of the list. */
+static struct samkv_lease *take_kept(struct samkv_leases *pool, uint32_t user, size_t bytes)
 {
     struct samkv_lease **best = NULL;
     size_t waste = bytes > SMALL_BYTES ? bytes : SMALL_BYTES;
     for (struct samkv_lease **at = &pool->kept; *at; at = &(*at)->next)
-        if ((*at)->bytes >= bytes && (*at)->bytes - bytes <= waste && (!best || (*at)->bytes < (*best)->bytes))
+        if ((*at)->user == user && (*at)->bytes >= bytes && (*at)->bytes - bytes <= waste &&
+            (!best || (*at)->bytes < (*best)->bytes))
             best = at;
     if (!best)
         return NULL;
@@ -139,7 +141,7 @@ static struct samkv_lease *take_kept(struct samkv_leases *pool, size_t bytes)
     return lease;
 }
 
-static enum samkv_status make(struct samkv_leases *pool, size_t bytes, struct samkv_lease **out,
+static enum samkv_status make(struct samkv_leases *pool, uint32_t user, size_t bytes, struct samkv_lease **out,
                               struct samkv_error *err)
 {
     struct samkv_device *device = pool->device;
@@ -148,6 +150,7 @@ static enum samkv_status make(struct samkv_leases *pool, size_t bytes, struct sa
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     lease->pool = pool;
     lease->bytes = bytes;
+    lease->user = user;
     lease->holders = 1;
     enum samkv_status status = device->ops->shared_alloc(device, &lease->bytes, &lease->memory);
     if (status) {
@@ -183,12 +186,12 @@ static enum samkv_status reserve(struct samkv_leases *pool, size_t bytes, struct
     return SAMKV_OK;
 }
 
-enum samkv_status samkv_lease_take(struct samkv_leases *pool, size_t bytes, struct samkv_lease **out,
+enum samkv_status samkv_lease_take(struct samkv_leases *pool, uint32_t user, size_t bytes, struct samkv_lease **out,
                                    struct samkv_error *err)
 {
     *out = NULL;
     pthread_mutex_lock(&pool->lock);
-    struct samkv_lease *lease = take_kept(pool, bytes);
+    struct samkv_lease *lease = take_kept(pool, user, bytes);
     if (lease) {
         lease->holders = 1;
         pool->stats.held++;
@@ -201,7 +204,7 @@ enum samkv_status samkv_lease_take(struct samkv_leases *pool, size_t bytes, stru
     pthread_mutex_unlock(&pool->lock);
     if (status)
         return status;
-    status = make(pool, bytes, out, err);
+    status = make(pool, user, bytes, out, err);
     pthread_mutex_lock(&pool->lock);
     pool->stats.held_bytes += (status ? 0 : (*out)->bytes) - (uint64_t)bytes;
     pool->stats.held -= status != SAMKV_OK;

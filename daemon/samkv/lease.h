@@ -3,8 +3,9 @@
  * Device memory that replies lie in and that clients map: a bounded pool.
  *
  *   lease   one reply's memory, from the moment it is made until its client has unmapped it or is gone.
- *   clean   the client said that it no longer maps the memory: the next lease may have it. Otherwise the memory is
- *           given up here and never written to again, so that a mapping that is still there stays what it was.
+ *   clean   the client said that it no longer maps the memory: the next lease of the same user may have it (another
+ *           user's may not: a client that lies would see it). Otherwise the memory is given up here and never written
+ * to again, so that a mapping that is still there stays what it was.
  *
  * Making such memory takes milliseconds and taking it from the pool none, so clean memory is kept for the next reply
  * while the pool's limit allows.
@@ -25,10 +26,10 @@ enum samkv_status samkv_leases_new(struct samkv_device *, uint64_t limit_bytes,
 void samkv_leases_free(struct samkv_leases *);
 
 /*
- * At least `bytes` of memory. BUSY when the limit is used up by leases that clients hold; TOO_LARGE when it could never
- * be; NO_MEMORY when the device has none. Any thread but the event loop's.
+ * At least `bytes` of memory for a reply to `user`. BUSY when the limit is used up by leases that clients hold;
+ * TOO_LARGE when it could never be; NO_MEMORY when the device has none. Any thread but the event loop's.
  */
-enum samkv_status samkv_lease_take(struct samkv_leases *, size_t bytes, struct samkv_lease **out,
+enum samkv_status samkv_lease_take(struct samkv_leases *, uint32_t user, size_t bytes, struct samkv_lease **out,
                                    struct samkv_error *) SAMKV_MUST_USE;
 void *samkv_lease_memory(const struct samkv_lease *);
 size_t samkv_lease_bytes(const struct samkv_lease *); /* of the whole mapping */

@@ -4,7 +4,9 @@
  *
  * Documents travel as they are stored: records are checked, but neither decoded nor encoded. A document's key follows
  * from its tokens and from what the collection was made with, so it is the same in every store, and what a store has
- * already need not be written again: an import that broke off goes on when it is simply done once more.
+ * already need not be written again: an import that broke off goes on when it is simply done once more. Owners and
+ * masks (store.h) do not travel: keys are without a mask in a bundle, and the importer says whose the collection shall
+ * be.
  *
  * Bytes of a bundle are hostile. Memory grows with the bytes that really came and is bounded by the collection's shape;
  * every entry and every record is checked; a document shows itself when all of it has been. Checksums find damage,
@@ -76,6 +78,9 @@ struct samkv_bundle_host {
      * below. MISMATCH with the way out when no model fits. */
     enum samkv_status (*on_collection)(void *arg, const struct samkv_collection *, uint32_t *max_tokens,
                                        uint32_t *vocab, struct samkv_error *);
+    /* Gives the collection the name and the ownership that it would have here; only name and ownership may be changed.
+     */
+    enum samkv_status (*on_target)(void *arg, struct samkv_collection *, struct samkv_error *);
     /* An id and a title (NULL: none) as they came. */
     enum samkv_status (*on_name)(void *arg, const struct samkv_name *, struct samkv_error *);
     samkv_bundle_report report;
@@ -83,7 +88,7 @@ struct samkv_bundle_host {
 };
 
 struct samkv_bundle_options {
-    const char *collection; /* to import into; NULL or "": as the bundle says */
+    const char *collection; /* to import into; NULL or "": as the bundle says. on_target sees this name */
     bool keep;              /* names that stand for something else stay as they are */
 };
 

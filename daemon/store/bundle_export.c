@@ -14,7 +14,8 @@ struct export
 {
     struct samkv_snapshot *snapshot;
     const struct samkv_bundle_stream *stream;
-    struct samkv_collection collection;
+    struct samkv_collection collection; /* as stored */
+    struct samkv_collection told;       /* as the bundle has it: nobody's. Borrows its preamble */
     samkv_bundle_report report;
     void *arg;
     struct samkv_bundle_progress progress;
@@ -97,6 +98,30 @@ static enum samkv_status damaged(struct export *e, const char *id, const char *w
                       id, e->collection.name);
 }
 
+/* A record that was checked, sealed under the key that it has without the collection's mask. */
+static enum samkv_status put_unmasked(struct export *e, enum samkv_bundle_kind entry, uint32_t number,
+                                      enum samkv_record_kind kind, struct samkv_bytes key, struct samkv_bytes value,
+                                      const struct samkv_record *record)
+{
+    static const struct samkv_key none;
+    uint8_t bare[SAMKV_PART_KEY_BYTES];
+    struct samkv_key document;
+    if (memcmp(&e->collection.mask, &none, sizeof none) == 0)
+        return put_entry(e, entry, number, value.data, value.size);
+    uint8_t *copy = malloc(value.size);
+    if (!copy)
+        return samkv_fail(e->err, SAMKV_NO_MEMORY, "out of memory for an export");
+    memcpy(copy, value.data, value.size);
+    memcpy(bare, key.data, key.size);
+    memcpy(document.bytes, bare, sizeof document.bytes);
+    samkv_document_key_mask(&document, &e->collection.mask);
+    memcpy(bare, document.bytes, sizeof document.bytes);
+    samkv_record_seal(copy, kind, (struct samkv_bytes){bare, key.size}, record);
+    enum samkv_status st = put_entry(e, entry, number, copy, value.size);
+    free(copy);
+    return st;
+}
+
 /* Nothing damaged leaves the store. */
 static enum samkv_status put_part(struct export *e, enum samkv_bundle_kind entry, uint32_t number, enum samkv_db db,
                                   enum samkv_record_kind kind, struct samkv_bytes key, const char *id)
@@ -107,7 +132,7 @@ static enum samkv_status put_part(struct export *e, enum samkv_bundle_kind entry
     if (st == SAMKV_OK)
         st = samkv_record_open(held.bytes, kind, key, &record);
     if (st == SAMKV_OK)
-        st = put_entry(e, entry, number, held.bytes.data, held.bytes.size);
+        st = put_unmasked(e, entry, number, kind, key, held.bytes, &record);
     else if (st == SAMKV_NOT_FOUND || st == SAMKV_CORRUPT)
         st = damaged(e, id,
                      kind == SAMKV_RECORD_BLOCK   ? "a block"
@@ -135,24 +160,26 @@ static enum samkv_status put_parts(struct export *e, const struct samkv_manifest
 
 static enum samkv_status put_document(struct export *e, const struct samkv_document *d, const char *id)
 {
-    const struct samkv_manifest *m = &d->manifest;
+    struct samkv_document bare = *d;
+    struct samkv_key *key = &bare.manifest.key;
     uint8_t payload[512], end[SAMKV_BUNDLE_END_BYTES], *record;
     size_t bytes;
     struct samkv_fields f;
-    if (samkv_document_seal(d, &record, &bytes) != SAMKV_OK)
+    samkv_document_key_mask(key, &e->collection.mask);
+    if (samkv_document_seal(&bare, &record, &bytes) != SAMKV_OK)
         return samkv_fail(e->err, SAMKV_NO_MEMORY, "out of memory for an export");
     samkv_fields_write(&f, payload, sizeof payload);
-    samkv_put_bytes(&f, m->key.bytes, sizeof m->key.bytes);
+    samkv_put_bytes(&f, key->bytes, sizeof key->bytes);
     samkv_put_bytes(&f, record, bytes);
     free(record);
     assert(!f.bad);
     enum samkv_status st = put_entry(e, SAMKV_BUNDLE_DOCUMENT, 0, payload, sizeof payload - f.left);
     if (st == SAMKV_OK)
-        st = put_parts(e, m, id);
+        st = put_parts(e, &d->manifest, id);
     if (st != SAMKV_OK)
         return st;
     samkv_fields_write(&f, end, sizeof end);
-    samkv_put_bytes(&f, m->key.bytes, sizeof m->key.bytes);
+    samkv_put_bytes(&f, key->bytes, sizeof key->bytes);
     samkv_put_u64(&f, e->part_digest);
     e->progress.documents++;
     return put_entry(e, SAMKV_BUNDLE_END, 0, end, sizeof end);
@@ -229,7 +256,9 @@ static enum samkv_status export_name(struct export *e, const struct samkv_name *
         return st;
     uint8_t buffer[SAMKV_NAME_KEY_MAX], *sealed;
     size_t bytes;
-    if (samkv_name_seal(samkv_name_key(e->collection.name, name->id, buffer), name, &sealed, &bytes) != SAMKV_OK)
+    struct samkv_name bare = *name; /* borrows its title */
+    samkv_document_key_mask(&bare.key, &e->collection.mask);
+    if (samkv_name_seal(samkv_name_key(e->told.name, name->id, buffer), &bare, &sealed, &bytes) != SAMKV_OK)
         return samkv_fail(e->err, SAMKV_NO_MEMORY, "out of memory for an export");
     st = put_described(e, SAMKV_BUNDLE_NAME, name->id, before ? 0 : SAMKV_BUNDLE_CARRIES, NULL, sealed, bytes);
     free(sealed);
@@ -267,9 +296,9 @@ static enum samkv_status export_beginning(struct export *e)
     enum samkv_status st = put(e, start, sizeof start);
     if (st != SAMKV_OK)
         return st;
-    if (samkv_collection_seal(&e->collection, &sealed, &bytes) != SAMKV_OK)
+    if (samkv_collection_seal(&e->told, &sealed, &bytes) != SAMKV_OK)
         return samkv_fail(e->err, SAMKV_NO_MEMORY, "out of memory for an export");
-    st = put_described(e, SAMKV_BUNDLE_COLLECTION, e->collection.name, 0, &e->progress.names_total, sealed, bytes);
+    st = put_described(e, SAMKV_BUNDLE_COLLECTION, e->told.name, 0, &e->progress.names_total, sealed, bytes);
     free(sealed);
     if (st != SAMKV_OK || memcmp(&e->collection.preamble_key, &none, sizeof none) == 0)
         return st;
@@ -290,12 +319,27 @@ static enum samkv_status export_trailer(struct export *e)
     return st == SAMKV_OK ? flush(e) : st;
 }
 
+/* The collection as it may be anybody's. */
+static void tell(struct export *e)
+{
+    static const struct samkv_key none;
+    const struct samkv_collection *c = &e->collection;
+    const char *name = samkv_collection_bare_name(c);
+    e->told = *c;
+    memset(e->told.name, 0, sizeof e->told.name);
+    memcpy(e->told.name, name, strlen(name));
+    e->told.ownership = (struct samkv_ownership){0};
+    e->told.mask = none;
+    if (memcmp(&c->preamble_key, &none, sizeof none) != 0)
+        samkv_document_key_mask(&e->told.preamble_key, &c->mask);
+}
+
 static enum samkv_status export_all(struct export *e, const char *after, const struct samkv_bundle_state *resume)
 {
     const char *name = e->collection.name;
     uint64_t left = 0;
     if (resume && resume->bytes) {
-        if (strcmp(resume->progress.collection, name) != 0 ||
+        if (strcmp(resume->progress.collection, e->told.name) != 0 ||
             memcmp(resume->fingerprint, e->collection.fingerprint, sizeof resume->fingerprint) != 0)
             return samkv_fail(e->err, SAMKV_MISMATCH,
                               "the part that is to be resumed is of collection '%s', or was made with another model: "
@@ -338,8 +382,10 @@ enum samkv_status samkv_bundle_export(struct samkv_store *s, const char *collect
         st = samkv_fail(err, st, "there is no collection '%s': see samkvctl ls --collections", collection);
     if (st == SAMKV_OK && !(e.out = malloc(OUT_BYTES)))
         st = samkv_fail(err, SAMKV_NO_MEMORY, "out of memory for an export");
-    if (st == SAMKV_OK)
+    if (st == SAMKV_OK) {
+        tell(&e);
         st = export_all(&e, after, resume);
+    }
     *out = e.progress;
     samkv_collection_deinit(&e.collection);
     samkv_snapshot_end(e.snapshot);

@@ -1,5 +1,6 @@
 #include "daemon/store/bundle_read.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -11,7 +12,7 @@ struct import {
     const struct samkv_bundle_options *options;
     const struct samkv_bundle_host *host;
     struct samkv_bundle_reader reader;
-    struct samkv_collection target; /* the bundle's collection under the name that it gets here */
+    struct samkv_collection target; /* the bundle's collection as it is or will be here. Borrows its preamble */
     struct samkv_bundle_progress progress;
     struct samkv_error *err;
 };
@@ -42,18 +43,39 @@ static enum samkv_status next(struct import *im)
 
 /* ------------------------------------------------------------------ the collection */
 
-static enum samkv_status compare(struct import *im)
+static void take_mask(struct samkv_collection *c, const struct samkv_key *mask)
+{
+    static const struct samkv_key none;
+    c->mask = *mask;
+    if (memcmp(&c->preamble_key, &none, sizeof none) != 0)
+        samkv_document_key_mask(&c->preamble_key, mask);
+}
+
+static enum samkv_status find_there(struct import *im, struct samkv_collection *there)
 {
     struct samkv_snapshot *snapshot;
-    struct samkv_collection there;
-    const struct samkv_collection *c = &im->target;
     enum samkv_status st = samkv_snapshot_begin(im->store, &snapshot, im->err);
     if (st != SAMKV_OK)
         return st;
-    st = samkv_snapshot_collection(snapshot, c->name, &there, im->err);
+    st = samkv_snapshot_collection(snapshot, im->target.name, there, im->err);
     samkv_snapshot_end(snapshot);
+    return st;
+}
+
+/* With the collection of this name, whose mask the target gets, or a new one's. */
+static enum samkv_status compare(struct import *im)
+{
+    struct samkv_collection there, *c = &im->target;
+    enum samkv_status st = find_there(im, &there);
+    if (st == SAMKV_NOT_FOUND) {
+        st = samkv_collection_mask(c, im->err);
+        if (st == SAMKV_OK)
+            take_mask(c, &c->mask);
+        return st;
+    }
     if (st != SAMKV_OK)
-        return st == SAMKV_NOT_FOUND ? SAMKV_OK : st;
+        return st;
+    take_mask(c, &there.mask);
     st = samkv_collection_compare(&there, c, im->err);
     if (st == SAMKV_OK && there.codec != c->codec)
         st = samkv_fail(im->err, SAMKV_MISMATCH,
@@ -76,9 +98,11 @@ static enum samkv_status on_collection(struct import *im)
         memset(c->name, 0, sizeof c->name);
         memcpy(c->name, name, strlen(name));
     }
+    enum samkv_status st = im->host->on_target ? im->host->on_target(im->host->arg, c, im->err) : SAMKV_OK;
+    if (st != SAMKV_OK)
+        return st;
     memcpy(im->progress.collection, c->name, sizeof c->name);
     uint32_t max_tokens = r->max_tokens, vocab = r->vocab;
-    enum samkv_status st = SAMKV_OK;
     if (im->host->on_collection)
         st = im->host->on_collection(im->host->arg, c, &max_tokens, &vocab, im->err);
     r->max_tokens = max_tokens < r->max_tokens ? max_tokens : r->max_tokens;
@@ -86,7 +110,47 @@ static enum samkv_status on_collection(struct import *im)
     return st == SAMKV_OK ? compare(im) : st;
 }
 
+/* Somebody else may have made it meanwhile, with a mask that our keys do not have. */
+static enum samkv_status put_collection(struct import *im)
+{
+    struct samkv_collection there;
+    enum samkv_status st = samkv_store_collection_put(im->store, &im->target, im->err);
+    if (st == SAMKV_OK)
+        st = find_there(im, &there);
+    if (st != SAMKV_OK)
+        return st;
+    bool same = memcmp(&there.mask, &im->target.mask, sizeof there.mask) == 0;
+    samkv_collection_deinit(&there);
+    return same ? SAMKV_OK
+                : samkv_fail(im->err, SAMKV_BUSY, "collection %s has just been made by another request: try again",
+                             im->target.name);
+}
+
 /* ------------------------------------------------------------------ documents */
+
+static struct samkv_key masked(const struct import *im, const struct samkv_key *key)
+{
+    struct samkv_key out = *key;
+    samkv_document_key_mask(&out, &im->target.mask);
+    return out;
+}
+
+/* The part that was just read, sealed under the key that it has here. */
+static void seal_part(struct import *im, enum samkv_record_kind kind, uint8_t *bytes, size_t count)
+{
+    static const struct samkv_key none;
+    uint8_t buffer[SAMKV_PART_KEY_BYTES];
+    struct samkv_record record;
+    const struct samkv_bundle_reader *r = &im->reader;
+    struct samkv_bytes key = samkv_part_key(&r->manifest.key, r->number, buffer);
+    if (memcmp(&im->target.mask, &none, sizeof none) == 0)
+        return;
+    enum samkv_status st = samkv_record_open((struct samkv_bytes){bytes, count}, kind, key, &record);
+    assert(st == SAMKV_OK); /* the reader has just done the same */
+    (void)st;
+    struct samkv_key document = masked(im, &r->manifest.key);
+    samkv_record_seal(bytes, kind, samkv_part_key(&document, r->number, buffer), &record);
+}
 
 /* After a DOCUMENT: goes on to its END without looking at the parts. */
 static enum samkv_status pass_document(struct import *im)
@@ -109,8 +173,9 @@ static enum samkv_status write_parts(struct import *im, struct samkv_writer *w)
         bool is_block = r->kind == SAMKV_BUNDLE_BLOCK;
         uint8_t *smaller = realloc(r->payload, r->payload_bytes), *record = smaller ? smaller : r->payload;
         r->payload = NULL;
-        st = samkv_writer_sealed(w, is_block ? SAMKV_RECORD_BLOCK : SAMKV_RECORD_INDEX, r->number, record,
-                                 r->payload_bytes, im->err);
+        enum samkv_record_kind kind = is_block ? SAMKV_RECORD_BLOCK : SAMKV_RECORD_INDEX;
+        seal_part(im, kind, record, r->payload_bytes);
+        st = samkv_writer_sealed(w, kind, r->number, record, r->payload_bytes, im->err);
         if (st != SAMKV_OK)
             return st;
     }
@@ -130,10 +195,12 @@ static enum samkv_status point_name(struct import *im, const struct samkv_name *
 static enum samkv_status write_document(struct import *im, const struct samkv_name *name)
 {
     struct samkv_bundle_reader *r = &im->reader;
+    struct samkv_manifest manifest = r->manifest;
     struct samkv_writer *w;
+    manifest.key = masked(im, &r->manifest.key);
     enum samkv_status st = next(im); /* TOKENS */
     if (st == SAMKV_OK)
-        st = samkv_writer_begin_sealed(im->store, &r->manifest, r->tokens, &w, im->err);
+        st = samkv_writer_begin_sealed(im->store, &manifest, r->tokens, &w, im->err);
     if (st != SAMKV_OK)
         return st;
     if (!w) { /* somebody else has just written it */
@@ -180,8 +247,7 @@ static enum samkv_status check_stored(struct import *im, const struct samkv_name
     if (st == SAMKV_OK)
         st = samkv_snapshot_tokens(snapshot, &name->key, tokens, m.tokens, im->err);
     if (st == SAMKV_OK)
-        samkv_document_key(c->fingerprint, c->shape.dtype, c->preamble, c->preamble_tokens, c->block_tokens,
-                           c->local_tokens, tokens, m.tokens, &key);
+        samkv_collection_document_key(c, false, tokens, m.tokens, &key);
     free(tokens);
     samkv_snapshot_end(snapshot);
     if (st == SAMKV_OK && memcmp(&key, &name->key, sizeof key) != 0)
@@ -201,7 +267,7 @@ static enum samkv_status import_preamble(struct import *im)
     bool there;
     enum samkv_status st = next(im); /* DOCUMENT */
     if (st == SAMKV_OK)
-        st = has_document(im, &im->reader.manifest.key, &there);
+        st = has_document(im, &im->target.preamble_key, &there);
     if (st != SAMKV_OK)
         return st;
     return there ? pass_document(im) : write_document(im, NULL);
@@ -285,6 +351,7 @@ static enum samkv_status import_alone(struct import *im, const struct samkv_name
 static enum samkv_status import_name(struct import *im)
 {
     struct samkv_name name = im->reader.name; /* borrows its title */
+    name.key = masked(im, &name.key);
     enum plan plan;
     bool replaces;
     enum samkv_status st = SAMKV_OK;
@@ -316,7 +383,7 @@ static enum samkv_status import_all(struct import *im)
     if (st == SAMKV_OK && memcmp(&r->collection.preamble_key, &none, sizeof none) != 0)
         st = import_preamble(im);
     if (st == SAMKV_OK)
-        st = samkv_store_collection_put(im->store, &im->target, im->err);
+        st = put_collection(im);
     while (st == SAMKV_OK) {
         st = next(im); /* NAME or TRAILER */
         if (st == SAMKV_OK && r->kind == SAMKV_BUNDLE_TRAILER)

@@ -212,9 +212,12 @@ static enum samkv_status open_collection(struct samkv_bundle_reader *r, struct s
         return samkv_fail(err, st, "out of memory for a bundle's collection");
     struct samkv_collection *c = &r->collection;
     struct samkv_key key_of_preamble = {0};
+    static const struct samkv_key none;
+    if (memcmp(&c->mask, &none, sizeof none) != 0)
+        return damaged(r, "its collection's documents belong to somebody", err);
+    c->ownership = (struct samkv_ownership){0};
     if (c->preamble_tokens)
-        samkv_document_key(c->fingerprint, c->shape.dtype, NULL, 0, c->block_tokens, c->local_tokens, c->preamble,
-                           c->preamble_tokens, &key_of_preamble);
+        samkv_collection_document_key(c, true, c->preamble, c->preamble_tokens, &key_of_preamble);
     if (memcmp(&key_of_preamble, &c->preamble_key, sizeof key_of_preamble) != 0)
         return damaged(r, "its preamble has another key", err);
     return SAMKV_OK;
@@ -295,9 +298,7 @@ static enum samkv_status open_tokens(struct samkv_bundle_reader *r, struct samkv
         if (r->tokens[i] < 0 || (uint32_t)r->tokens[i] >= r->vocab)
             return damaged(r, "a token that the model does not have", err);
     struct samkv_key key;
-    samkv_document_key(c->fingerprint, c->shape.dtype, r->in_preamble ? NULL : c->preamble,
-                       r->in_preamble ? 0 : c->preamble_tokens, c->block_tokens, c->local_tokens, r->tokens, m->tokens,
-                       &key);
+    samkv_collection_document_key(c, r->in_preamble, r->tokens, m->tokens, &key);
     if (memcmp(&key, &m->key, sizeof key) != 0)
         return damaged(r, "tokens that are another document's", err);
     return SAMKV_OK;

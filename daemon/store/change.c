@@ -238,7 +238,11 @@ enum samkv_status samkv_change_put_collection(struct samkv_change *c, const stru
                                               struct samkv_error *err)
 {
     struct samkv_bytes key = {collection->name, strnlen(collection->name, SAMKV_ID_MAX_BYTES)};
-    struct samkv_ledger_terms terms = {true, collection->quota_bytes, collection->ttl_s, collection->preamble_key};
+    struct samkv_ledger_terms terms = {.exists = true,
+                                       .quota_bytes = collection->quota_bytes,
+                                       .ttl_s = collection->ttl_s,
+                                       .preamble = collection->preamble_key,
+                                       .ownership = collection->ownership};
     uint8_t *record;
     size_t bytes;
     enum samkv_status st = samkv_collection_seal(collection, &record, &bytes);

@@ -1,17 +1,20 @@
 #include "daemon/store/values.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include "daemon/store/fields.h"
 
 #define MODEL_BYTES  64
 #define FIXED_BYTES  (MODEL_BYTES + 16 + 5 * 4 + 3 * 4 + SAMKV_KEY_BYTES + 4)
-#define TAIL_BYTES   (2 * 4 + 2 * 8 + 16) /* behind the preamble's tokens, since schema 2 */
+#define TAIL_BYTES   (2 * 4 + 2 * 8 + 16)      /* behind the preamble's tokens, since schema 2 */
+#define OWNER_BYTES  (3 * 4 + SAMKV_KEY_BYTES) /* behind that, where a collection is not simply the daemon's */
 #define PREAMBLE_MAX ((uint32_t)1 << 24)
 
 /* `pieces` of the record's header says how the payload is laid out. */
-enum { FORM_OF_SCHEMA_1 = 1, FORM_WITH_TAIL = 2 };
+enum { FORM_OF_SCHEMA_1 = 1, FORM_WITH_TAIL = 2, FORM_WITH_OWNER = 3 };
 
 void samkv_collection_deinit(struct samkv_collection *c)
 {
@@ -19,9 +22,52 @@ void samkv_collection_deinit(struct samkv_collection *c)
     *c = (struct samkv_collection){0};
 }
 
+enum samkv_status samkv_mode_check(uint32_t mode, struct samkv_error *err)
+{
+    uint32_t group = mode >> 3 & 7, others = mode & 7;
+    if (mode >> 6 == 6 && (group == 0 || group == 4 || group == 6) && (others == 0 || others == 4 || others == 6))
+        return SAMKV_OK;
+    return samkv_fail(
+        err, SAMKV_INVALID,
+        "mode %04o cannot be: say 06, then 0, 4 (read) or 6 (read and write) for the group and for others, "
+        "like 0640",
+        mode);
+}
+
+enum samkv_status samkv_collection_mask(struct samkv_collection *c, struct samkv_error *err)
+{
+    const struct samkv_ownership *o = &c->ownership;
+    c->mask = (struct samkv_key){0};
+    if (o->owner == SAMKV_OWNER_DAEMON && !(o->mode & SAMKV_MODE_WRITERS))
+        return SAMKV_OK;
+    if (getrandom(c->mask.bytes, sizeof c->mask.bytes, 0) != (ssize_t)sizeof c->mask.bytes)
+        return samkv_fail(err, SAMKV_IO, "the system gives no random bytes for a new collection");
+    return SAMKV_OK;
+}
+
+const char *samkv_collection_bare_name(const struct samkv_collection *c)
+{
+    char prefix[16];
+    int n = snprintf(prefix, sizeof prefix, "~%u/", c->ownership.owner);
+    bool has_it = c->ownership.owner != SAMKV_OWNER_DAEMON && strncmp(c->name, prefix, (size_t)n) == 0 && c->name[n];
+    return c->name + (has_it ? n : 0);
+}
+
+/* As all of them were before they had owners, and as those of a daemon with one user are. */
+static bool is_plain(const struct samkv_collection *c)
+{
+    static const struct samkv_key none;
+    const struct samkv_ownership *o = &c->ownership;
+    return o->owner == SAMKV_OWNER_DAEMON && o->group == SAMKV_OWNER_DAEMON &&
+           (o->mode == 0 || o->mode == SAMKV_MODE_DEFAULT) && memcmp(&c->mask, &none, sizeof none) == 0;
+}
+
 enum samkv_status samkv_collection_check(const struct samkv_collection *c, struct samkv_error *err)
 {
     enum samkv_status st = samkv_id_check("collection's name", c->name, err);
+    if (st != SAMKV_OK)
+        return st;
+    st = c->ownership.mode ? samkv_mode_check(c->ownership.mode, err) : SAMKV_OK;
     if (st != SAMKV_OK)
         return st;
     if (memchr(c->model, 0, sizeof c->model) == NULL)
@@ -40,7 +86,8 @@ enum samkv_status samkv_collection_check(const struct samkv_collection *c, struc
 
 enum samkv_status samkv_collection_seal(const struct samkv_collection *c, uint8_t **out, size_t *out_bytes)
 {
-    size_t payload = FIXED_BYTES + 4 * (size_t)c->preamble_tokens + TAIL_BYTES;
+    bool plain = is_plain(c);
+    size_t payload = FIXED_BYTES + 4 * (size_t)c->preamble_tokens + TAIL_BYTES + (plain ? 0 : OWNER_BYTES);
     uint8_t *record = malloc(SAMKV_RECORD_HEADER_BYTES + payload);
     if (!record)
         return SAMKV_NO_MEMORY;
@@ -68,7 +115,14 @@ enum samkv_status samkv_collection_seal(const struct samkv_collection *c, uint8_
     samkv_put_u64(&f, c->ttl_s);
     samkv_put_u64(&f, 0); /* room, so that a field more does not move the others */
     samkv_put_u64(&f, 0);
-    struct samkv_record head = {.pieces = FORM_WITH_TAIL, .raw_bytes = payload, .payload_bytes = payload};
+    if (!plain) {
+        samkv_put_u32(&f, c->ownership.owner);
+        samkv_put_u32(&f, c->ownership.group);
+        samkv_put_u32(&f, c->ownership.mode ? c->ownership.mode : SAMKV_MODE_DEFAULT);
+        samkv_put_bytes(&f, c->mask.bytes, sizeof c->mask.bytes);
+    }
+    struct samkv_record head = {
+        .pieces = plain ? FORM_WITH_TAIL : FORM_WITH_OWNER, .raw_bytes = payload, .payload_bytes = payload};
     struct samkv_bytes key = {c->name, strnlen(c->name, SAMKV_ID_MAX_BYTES)};
     samkv_record_seal(record, SAMKV_RECORD_COLLECTION, key, &head);
     *out = record;
@@ -80,8 +134,9 @@ enum samkv_status samkv_collection_seal(const struct samkv_collection *c, uint8_
 static enum samkv_status open_tail(struct samkv_fields f, uint32_t form, struct samkv_collection *out)
 {
     out->codec = SAMKV_CODEC_ZSTD; /* schema 1 knew no other */
+    out->ownership = (struct samkv_ownership){.mode = SAMKV_MODE_DEFAULT};
     samkv_get_bytes(&f, 4 * (size_t)out->preamble_tokens);
-    if (form == FORM_WITH_TAIL) {
+    if (form == FORM_WITH_TAIL || form == FORM_WITH_OWNER) {
         out->codec = (enum samkv_codec)samkv_get_u32(&f);
         samkv_get_u32(&f);
         out->quota_bytes = samkv_get_u64(&f);
@@ -89,6 +144,15 @@ static enum samkv_status open_tail(struct samkv_fields f, uint32_t form, struct 
         samkv_get_bytes(&f, 16);
     } else if (form != FORM_OF_SCHEMA_1) {
         return SAMKV_CORRUPT;
+    }
+    if (form == FORM_WITH_OWNER) {
+        out->ownership.owner = samkv_get_u32(&f);
+        out->ownership.group = samkv_get_u32(&f);
+        out->ownership.mode = samkv_get_u32(&f);
+        const uint8_t *mask = samkv_get_bytes(&f, sizeof out->mask.bytes);
+        if (!mask || samkv_mode_check(out->ownership.mode, NULL) != SAMKV_OK)
+            return SAMKV_CORRUPT;
+        memcpy(out->mask.bytes, mask, sizeof out->mask.bytes);
     }
     return samkv_fields_complete(&f) ? SAMKV_OK : SAMKV_CORRUPT;
 }
@@ -189,9 +253,12 @@ enum samkv_status samkv_collection_compare(const struct samkv_collection *there,
             return samkv_fail(err, SAMKV_MISMATCH,
                               "collection %s has %s %u, not %u: leave it out or use another collection", there->name,
                               numbers[i].what, numbers[i].there, numbers[i].asked);
-    if ((there->preamble_tokens &&
-         memcmp(there->preamble, asked->preamble, there->preamble_tokens * sizeof *there->preamble) != 0) ||
-        memcmp(&there->preamble_key, &asked->preamble_key, sizeof there->preamble_key) != 0)
+    struct samkv_key ours = asked->preamble_key, theirs = there->preamble_key; /* their masks may differ */
+    samkv_document_key_mask(&ours, &asked->mask);
+    samkv_document_key_mask(&theirs, &there->mask);
+    bool differs = there->preamble_tokens && memcmp(&ours, &theirs, sizeof ours) != 0;
+    if (differs || (there->preamble_tokens &&
+                    memcmp(there->preamble, asked->preamble, there->preamble_tokens * sizeof *there->preamble) != 0))
         return samkv_fail(err, SAMKV_MISMATCH,
                           "collection %s has another preamble: leave the preamble out or use another collection",
                           there->name);

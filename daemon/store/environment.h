@@ -32,8 +32,9 @@
 #include "daemon/store/space.h"
 #include "daemon/store/store.h"
 
-/* 2: collections have a codec, a quota and a TTL, names a time and a pin. Records of schema 1 are read as they are. */
-#define SAMKV_STORE_SCHEMA        2
+/* 2: collections have a codec, a quota and a TTL, names a time and a pin. 3: collections have an owner, a group and a
+ * mode. Older records are read as they are. */
+#define SAMKV_STORE_SCHEMA        3
 #define SAMKV_STORE_SCHEMA_OLDEST 1
 #define SAMKV_STORE_SCHEMA_MOVED  255 /* a data file that a newer one has taken the place of */
 
@@ -102,6 +103,8 @@ struct samkv_store {
     atomic_uint_fast64_t commits, snapshots, bytes_punched, compactions;
     atomic_uint_fast64_t bytes_moved, bytes_moved_now, bytes_to_move; /* since the start; in this compaction */
     bool evict, quota_refuses;                                        /* as in the options */
+    uint64_t (*user_quota)(void *arg, uint32_t owner);
+    void *user_quota_arg;
     int64_t (*now_s)(void *arg);
     void *now_arg;
     atomic_uint_fast64_t used_bytes; /* after the last transaction */

@@ -6,6 +6,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/store/account.h"
 #include "daemon/store/change.h"
 #include "daemon/store/room.h"
 
@@ -381,6 +382,9 @@ enum samkv_status samkv_evict_admit_to(struct samkv_store *s, const char *collec
     uint64_t quota = c ? c->terms.quota_bytes : 0, fixed = c ? c->stored - (s->quota_refuses ? 0 : c->loose) : 0;
     pthread_mutex_unlock(&l->lock);
     uint64_t needs = foresee(s, m, AT_LEAST).bytes_stored;
+    enum samkv_status st = samkv_account_admit(s, collection, needs, err);
+    if (st != SAMKV_OK)
+        return st;
     if (!quota || fixed + needs <= quota)
         return SAMKV_OK;
     return samkv_fail(err, s->quota_refuses ? SAMKV_FULL : SAMKV_TOO_LARGE,
@@ -426,7 +430,7 @@ enum samkv_status samkv_evict_for_quota(struct samkv_change *c, const char *coll
     struct choice choice = {.collection = collection, .keep = keep};
     uint64_t quota, over = excess(l, collection, &quota);
     if (!over)
-        return SAMKV_OK;
+        return samkv_account_check(c, collection, err);
     if (c->store->quota_refuses) {
         c->broken = true;
         return samkv_fail(
@@ -447,5 +451,5 @@ enum samkv_status samkv_evict_for_quota(struct samkv_change *c, const char *coll
     enum samkv_status st = SAMKV_OK;
     for (bool more = true; st == SAMKV_OK && more;)
         st = samkv_evict_quota_step(c, collection, keep, &more, err);
-    return st;
+    return st == SAMKV_OK ? samkv_account_check(c, collection, err) : st;
 }

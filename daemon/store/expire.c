@@ -62,7 +62,7 @@ static void look(struct samkv_ledger *l, struct sweep *sweep)
 {
     sweep->next = INT64_MAX;
     pthread_mutex_lock(&l->lock);
-    for (const struct samkv_ledger_collection *c = l->collections; c; c = c->next) {
+    for (const struct samkv_ledger_collection *c = NULL; (c = samkv_ledger_next_collection(l, c));) {
         if (!c->terms.ttl_s)
             continue;
         /* What is put from now on does not expire before this. */

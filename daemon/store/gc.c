@@ -95,7 +95,7 @@ static bool find_orphan(struct samkv_ledger *l, int64_t before_unix_s, char *col
 {
     bool found = false;
     pthread_mutex_lock(&l->lock);
-    for (const struct samkv_ledger_collection *c = l->collections; c && !found; c = c->next)
+    for (const struct samkv_ledger_collection *c = NULL; !found && (c = samkv_ledger_next_collection(l, c));)
         for (const struct samkv_ledger_holding *h = c->terms.exists ? NULL : c->holdings; h && !found; h = h->beside)
             if (h->names->put_unix_s <= before_unix_s) {
                 found = true;

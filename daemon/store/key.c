@@ -45,3 +45,19 @@ void samkv_document_key_of_codec(struct samkv_key *key, enum samkv_codec codec)
                              XXH3_128bits_withSeed(key->bytes, sizeof key->bytes, 0x4c444b53u + (unsigned)codec));
     memcpy(key->bytes, &part, sizeof key->bytes);
 }
+
+void samkv_document_key_mask(struct samkv_key *key, const struct samkv_key *mask)
+{
+    for (size_t i = 0; i < sizeof key->bytes; i++)
+        key->bytes[i] ^= mask->bytes[i];
+}
+
+void samkv_collection_document_key(const struct samkv_collection *c, bool preamble, const int32_t *tokens, size_t count,
+                                   struct samkv_key *out)
+{
+    samkv_document_key(c->fingerprint, c->shape.dtype, preamble ? NULL : c->preamble, preamble ? 0 : c->preamble_tokens,
+                       c->block_tokens, c->local_tokens, tokens, count, out);
+    if (!preamble) /* a preamble is never lossy */
+        samkv_document_key_of_codec(out, c->codec);
+    samkv_document_key_mask(out, &c->mask);
+}

@@ -2,9 +2,8 @@
 
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
-#define BUCKETS_FIRST 64
+#include "daemon/store/ledger_parts.h"
 
 enum booking { BOOKED_NAME, BOOKED_DOCUMENT, BOOKED_COLLECTION };
 
@@ -30,111 +29,6 @@ void samkv_ledger_init(struct samkv_ledger *l)
     pthread_mutex_init(&l->lock, NULL);
 }
 
-/* ------------------------------------------------------------------ tables */
-
-/* Every entry begins with its `next`. */
-struct link {
-    struct link *next;
-};
-
-static uint64_t hash_key(const struct samkv_key *key)
-{
-    uint64_t h;
-    memcpy(&h, key->bytes, sizeof h); /* a hash already */
-    return h;
-}
-
-static uint64_t hash_name(const char *collection, const char *id)
-{
-    return XXH3_64bits_withSeed(id, strlen(id), XXH3_64bits(collection, strlen(collection)));
-}
-
-static uint64_t hash_of(const struct samkv_ledger *l, const struct samkv_ledger_table *t, const void *entry)
-{
-    if (t == &l->documents)
-        return hash_key(&((const struct samkv_ledger_document *)entry)->key);
-    const struct samkv_ledger_name *name = entry;
-    return hash_name(name->holding->collection->name, name->id);
-}
-
-static struct link **bucket_of(const struct samkv_ledger_table *t, uint64_t hash)
-{
-    return (struct link **)&t->buckets[hash & (t->count - 1)];
-}
-
-/* A table that cannot grow is slower, no more. */
-static void grow(struct samkv_ledger *l, struct samkv_ledger_table *t)
-{
-    struct samkv_ledger_table larger = {.count = t->count ? 2 * t->count : BUCKETS_FIRST};
-    larger.buckets = calloc(larger.count, sizeof *larger.buckets);
-    if (!larger.buckets)
-        return;
-    for (size_t i = 0; i < t->count; i++)
-        for (struct link *e = t->buckets[i], *next; e; e = next) {
-            next = e->next;
-            struct link **at = bucket_of(&larger, hash_of(l, t, e));
-            e->next = *at;
-            *at = e;
-        }
-    free(t->buckets);
-    t->buckets = larger.buckets;
-    t->count = larger.count;
-}
-
-/* False: there is no table yet, and no memory for one. */
-static bool insert(struct samkv_ledger *l, struct samkv_ledger_table *t, void *entry, uint64_t hash)
-{
-    if (t->entries >= t->count)
-        grow(l, t);
-    if (!t->count)
-        return false;
-    struct link *e = entry, **at = bucket_of(t, hash);
-    e->next = *at;
-    *at = e;
-    t->entries++;
-    return true;
-}
-
-static void take_out(struct samkv_ledger_table *t, void *entry, uint64_t hash)
-{
-    struct link **at = bucket_of(t, hash);
-    while (*at != entry)
-        at = &(*at)->next;
-    *at = (*at)->next;
-    t->entries--;
-}
-
-struct samkv_ledger_document *samkv_ledger_find_document(const struct samkv_ledger *l, const struct samkv_key *key)
-{
-    struct samkv_ledger_document *d = l->documents.count ? (void *)*bucket_of(&l->documents, hash_key(key)) : NULL;
-    while (d && memcmp(&d->key, key, sizeof *key) != 0)
-        d = d->next;
-    return d;
-}
-
-struct samkv_ledger_name *samkv_ledger_find_name(const struct samkv_ledger *l, const char *collection, const char *id)
-{
-    struct samkv_ledger_name *n = l->names.count ? (void *)*bucket_of(&l->names, hash_name(collection, id)) : NULL;
-    while (n && (strcmp(n->id, id) != 0 || strcmp(n->holding->collection->name, collection) != 0))
-        n = n->next;
-    return n;
-}
-
-struct samkv_ledger_collection *samkv_ledger_find_collection(const struct samkv_ledger *l, const char *name)
-{
-    struct samkv_ledger_collection *c = l->collections;
-    while (c && strcmp(c->name, name) != 0)
-        c = c->next;
-    return c;
-}
-
-void samkv_ledger_each(struct samkv_ledger *l, void (*fn)(void *arg, struct samkv_ledger_document *), void *arg)
-{
-    for (size_t i = 0; i < l->documents.count; i++)
-        for (struct samkv_ledger_document *d = l->documents.buckets[i]; d; d = d->next)
-            fn(arg, d);
-}
-
 /* ------------------------------------------------------------------ parts, with the lock held */
 
 static struct samkv_ledger_collection *need_collection(struct samkv_ledger *l, const char *name)
@@ -147,19 +41,17 @@ static struct samkv_ledger_collection *need_collection(struct samkv_ledger *l, c
     if (!c)
         return NULL;
     memcpy(c->name, name, length);
-    c->next = l->collections;
-    l->collections = c;
-    return c;
+    if (samkv_ledger_insert(l, &l->collections, c))
+        return c;
+    free(c);
+    return NULL;
 }
 
 static void drop_collection_if_empty(struct samkv_ledger *l, struct samkv_ledger_collection *c)
 {
     if (c->terms.exists || c->holdings)
         return;
-    struct samkv_ledger_collection **at = &l->collections;
-    while (*at != c)
-        at = &(*at)->next;
-    *at = c->next;
+    samkv_ledger_take_out(l, &l->collections, c);
     free(c->pool);
     free(c);
 }
@@ -173,7 +65,7 @@ static struct samkv_ledger_document *need_document(struct samkv_ledger *l, const
     if (!d)
         return NULL;
     d->key = *key;
-    if (insert(l, &l->documents, d, hash_key(key)))
+    if (samkv_ledger_insert(l, &l->documents, d))
         return d;
     free(d);
     return NULL;
@@ -183,7 +75,7 @@ static void drop_document_if_empty(struct samkv_ledger *l, struct samkv_ledger_d
 {
     if (d->facts.present || d->holdings || d->preambles)
         return;
-    take_out(&l->documents, d, hash_key(&d->key));
+    samkv_ledger_take_out(l, &l->documents, d);
     free(d);
 }
 
@@ -219,6 +111,8 @@ static void count_holding(struct samkv_ledger_holding *h, bool add)
     h->collection->stored += sign * h->document->facts.stored;
     h->collection->raw += sign * h->document->facts.raw;
     h->collection->documents += sign;
+    if (h->collection->owner)
+        h->collection->owner->stored += sign * h->document->facts.stored;
 }
 
 static void set_facts(struct samkv_ledger *l, struct samkv_ledger_document *d, const struct samkv_ledger_facts *facts)
@@ -280,7 +174,7 @@ static void unlink_name(struct samkv_ledger *l, struct samkv_ledger_name *n)
     struct samkv_ledger_holding *h = n->holding;
     struct samkv_ledger_collection *c = h->collection;
     struct samkv_ledger_document *d = h->document;
-    take_out(&l->names, n, hash_name(c->name, n->id));
+    samkv_ledger_take_out(l, &l->names, n);
     if (n->pinned)
         count_pins(n, -1);
     struct samkv_ledger_name **at = &h->names;
@@ -288,6 +182,8 @@ static void unlink_name(struct samkv_ledger *l, struct samkv_ledger_name *n)
         at = &(*at)->beside;
     *at = n->beside;
     c->names--;
+    if (c->owner)
+        c->owner->names--;
     free(n);
     drop_holding_if_empty(h);
     recount(l, d);
@@ -318,7 +214,7 @@ static enum samkv_status link_name(struct samkv_ledger *l, const char *collectio
         memcpy(n->id, name->id, length);
         n->holding = h;
     }
-    if (!h || !insert(l, &l->names, n, hash_name(collection, name->id))) {
+    if (!h || !samkv_ledger_insert(l, &l->names, n)) {
         free(n);
         drop_parts(l, c, d, h);
         return SAMKV_NO_MEMORY;
@@ -328,6 +224,8 @@ static enum samkv_status link_name(struct samkv_ledger *l, const char *collectio
     n->beside = h->names;
     h->names = n;
     c->names++;
+    if (c->owner)
+        c->owner->names++;
     if (n->pinned)
         count_pins(n, 1);
     if (d->facts.put_unix_s < n->put_unix_s)
@@ -364,16 +262,22 @@ static bool is_zero(const struct samkv_key *key)
     return memcmp(key, &none, sizeof none) == 0;
 }
 
+/* ------------------------------------------------------------------ terms, with the lock held */
+
 static enum samkv_status set_terms(struct samkv_ledger *l, const char *name, const struct samkv_ledger_terms *terms)
 {
     struct samkv_ledger_collection *c = need_collection(l, name);
     struct samkv_ledger_document *d = NULL;
+    struct samkv_ledger_owner *owner = NULL;
+    bool owned = terms->exists && terms->ownership.owner != SAMKV_OWNER_DAEMON;
     if (c && terms->exists && !is_zero(&terms->preamble))
         d = need_document(l, &terms->preamble);
-    if (!c || (terms->exists && !is_zero(&terms->preamble) && !d)) {
+    if (!c || (terms->exists && !is_zero(&terms->preamble) && !d) ||
+        (owned && !(owner = samkv_ledger_need_owner(l, terms->ownership.owner)))) {
         drop_parts(l, c, d, NULL);
         return SAMKV_NO_MEMORY;
     }
+    samkv_ledger_move(l, c, owner, d ? d->facts.stored : 0);
     if (d) {
         d->preambles++;
         recount(l, d);
@@ -562,12 +466,13 @@ static void clear_names(struct samkv_ledger *l)
 void samkv_ledger_clear(struct samkv_ledger *l)
 {
     clear_names(l);
-    while (l->collections) {
-        struct samkv_ledger_collection *c = l->collections;
-        l->collections = c->next;
+    for (struct samkv_ledger_collection *c; (c = samkv_ledger_next_collection(l, NULL));) {
+        samkv_ledger_move(l, c, NULL, 0);
+        samkv_ledger_take_out(l, &l->collections, c);
         free(c->pool);
         free(c);
     }
+    free(l->collections.buckets);
     for (size_t i = 0; i < l->documents.count; i++)
         for (struct samkv_ledger_document *d = l->documents.buckets[i], *next; d; d = next) {
             next = d->next;
@@ -575,7 +480,7 @@ void samkv_ledger_clear(struct samkv_ledger *l)
         }
     free(l->documents.buckets);
     free(l->names.buckets);
-    l->documents = l->names = (struct samkv_ledger_table){0};
+    l->documents = l->names = l->collections = (struct samkv_ledger_table){0};
     memset(l->stored, 0, sizeof l->stored);
     memset(l->raw, 0, sizeof l->raw);
     free(l->pool);

@@ -71,6 +71,7 @@ struct samkv_ledger_terms {
     bool exists; /* else there are names only */
     uint64_t quota_bytes, ttl_s;
     struct samkv_key preamble; /* zero: none */
+    struct samkv_ownership ownership;
 };
 
 /* The least valuable documents when they were last looked for, ascending; from `next` on they were not taken yet. */
@@ -85,9 +86,18 @@ struct samkv_ledger_pool {
     size_t count, next;
 };
 
+/* What all collections of a user come to. The daemon's have none: nobody limits them. */
+struct samkv_ledger_owner {
+    struct samkv_ledger_owner *next;
+    uint32_t owner;
+    uint64_t collections, names, stored; /* stored: with preambles */
+};
+
 struct samkv_ledger_collection {
-    struct samkv_ledger_collection *next;
+    struct samkv_ledger_collection *next; /* in its bucket */
     struct samkv_ledger_terms terms;
+    struct samkv_ledger_owner *owner; /* NULL: the daemon, or there are names only */
+    uint64_t preamble_stored;         /* that its owner was charged with */
     struct samkv_ledger_holding *holdings;
     uint64_t stored, raw, documents, names;
     uint64_t loose; /* of stored: what eviction may take */
@@ -102,8 +112,8 @@ struct samkv_ledger_table {
 
 struct samkv_ledger {
     pthread_mutex_t lock;
-    struct samkv_ledger_table documents, names;
-    struct samkv_ledger_collection *collections;
+    struct samkv_ledger_table documents, names, collections;
+    struct samkv_ledger_owner *owners;
     uint64_t stored[SAMKV_CODEC_COUNT], raw[SAMKV_CODEC_COUNT], present;
     uint64_t footprint, loose; /* of all, and of what eviction may take */
     struct samkv_ledger_pool *pool;
@@ -157,6 +167,16 @@ double samkv_ledger_value(const struct samkv_ledger *, const struct samkv_ledger
 struct samkv_ledger_document *samkv_ledger_find_document(const struct samkv_ledger *, const struct samkv_key *);
 struct samkv_ledger_name *samkv_ledger_find_name(const struct samkv_ledger *, const char *collection, const char *id);
 struct samkv_ledger_collection *samkv_ledger_find_collection(const struct samkv_ledger *, const char *name);
+
+/* The next collection in no order, from NULL on; with the lock held. */
+struct samkv_ledger_collection *samkv_ledger_next_collection(const struct samkv_ledger *,
+                                                             const struct samkv_ledger_collection *);
+
+/* A user's sums; NULL: has none. With the lock held. */
+const struct samkv_ledger_owner *samkv_ledger_find_owner(const struct samkv_ledger *, uint32_t owner);
+
+/* What those are charged with (NULL: nothing). */
+uint64_t samkv_ledger_charge(const struct samkv_ledger_owner *);
 
 /* Calls back for every document, with the lock held, in no order. */
 void samkv_ledger_each(struct samkv_ledger *, void (*fn)(void *arg, struct samkv_ledger_document *), void *arg);

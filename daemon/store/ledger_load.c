@@ -47,6 +47,7 @@ static enum samkv_status take_collection(struct samkv_store *s, struct samkv_byt
         terms.quota_bytes = c.quota_bytes;
         terms.ttl_s = c.ttl_s;
         terms.preamble = c.preamble_key;
+        terms.ownership = c.ownership;
     }
     return samkv_ledger_put_collection(&s->ledger, NULL, name, &terms);
 }
@@ -78,9 +79,10 @@ enum samkv_status samkv_ledger_load(struct samkv_store *s, struct samkv_error *e
     int rc = mdb_txn_begin(s->now->env, NULL, MDB_RDONLY, &txn);
     if (rc)
         return samkv_fail_lmdb(err, rc, s->path);
-    enum samkv_status st = take_each(s, txn, SAMKV_DB_COLLECTION, take_collection, err);
+    /* In this order: a collection's preamble is charged with what its document takes. */
+    enum samkv_status st = take_each(s, txn, SAMKV_DB_DOCUMENT, take_document, err);
     if (st == SAMKV_OK)
-        st = take_each(s, txn, SAMKV_DB_DOCUMENT, take_document, err);
+        st = take_each(s, txn, SAMKV_DB_COLLECTION, take_collection, err);
     if (st == SAMKV_OK)
         st = take_each(s, txn, SAMKV_DB_NAME, take_name, err);
     uint64_t used = 0;

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/store/account.h"
 #include "daemon/store/change.h"
 #include "daemon/store/evict.h"
 #include "daemon/store/expire.h"
@@ -98,6 +99,10 @@ static enum samkv_status apply_configure(struct samkv_change *c, struct samkv_jo
         there.quota_bytes = set->limits->quota_bytes;
     if (set->limits->set_ttl)
         there.ttl_s = set->limits->ttl_s;
+    if (set->limits->set_group)
+        there.ownership.group = set->limits->group;
+    if (set->limits->set_mode)
+        there.ownership.mode = set->limits->mode;
     st = settle(c, samkv_change_put_collection(c, &there, err));
     samkv_collection_deinit(&there);
     return st;
@@ -207,6 +212,32 @@ void samkv_store_document_usage(struct samkv_store *s, const struct samkv_key *k
     const struct samkv_ledger_document *d = samkv_ledger_find_document(&s->ledger, key);
     *uses = d ? d->facts.usage.uses : 0;
     *used_unix_s = d ? d->facts.usage.used_unix_s : 0;
+    pthread_mutex_unlock(&s->ledger.lock);
+}
+
+bool samkv_store_ownership(struct samkv_store *s, const char *collection, struct samkv_ownership *out)
+{
+    *out = (struct samkv_ownership){0};
+    pthread_mutex_lock(&s->ledger.lock);
+    const struct samkv_ledger_collection *c = samkv_ledger_find_collection(&s->ledger, collection);
+    bool there = c && c->terms.exists;
+    if (there)
+        *out = c->terms.ownership;
+    pthread_mutex_unlock(&s->ledger.lock);
+    return there;
+}
+
+void samkv_store_account(struct samkv_store *s, uint32_t owner, struct samkv_account *out)
+{
+    *out = (struct samkv_account){.quota_bytes = samkv_user_quota(s, owner)};
+    pthread_mutex_lock(&s->ledger.lock);
+    const struct samkv_ledger_owner *o = samkv_ledger_find_owner(&s->ledger, owner);
+    if (o) {
+        out->collections = o->collections;
+        out->names = o->names;
+        out->bytes_stored = o->stored;
+        out->bytes_charged = samkv_ledger_charge(o);
+    }
     pthread_mutex_unlock(&s->ledger.lock);
 }
 

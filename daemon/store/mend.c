@@ -111,9 +111,9 @@ static enum samkv_status manifest_of(const struct samkv_collection *c, bool prea
                                  .blocks = (count - 1) / c->block_tokens + 1,
                                  .preamble_tokens = preamble ? 0 : c->preamble_tokens,
                                  .local_tokens = c->local_tokens,
-                                 .created_unix_s = (int64_t)time(NULL)};
-    samkv_document_key(c->fingerprint, c->shape.dtype, preamble ? NULL : c->preamble, m->preamble_tokens,
-                       c->block_tokens, c->local_tokens, tokens, count, &m->key);
+                                 .created_unix_s = (int64_t)time(NULL),
+                                 .codec = preamble ? samkv_codec_lossless(c->codec) : c->codec};
+    samkv_collection_document_key(c, preamble, tokens, count, &m->key);
     m->bytes_raw = (uint64_t)count * samkv_kv_token_bytes(&c->shape);
     return memcmp(&m->key, key, sizeof *key) == 0 ? samkv_manifest_check(m, NULL) : SAMKV_CORRUPT;
 }

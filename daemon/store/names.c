@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/store/account.h"
 #include "daemon/store/change.h"
 #include "daemon/store/environment.h"
 #include "daemon/store/evict.h"
@@ -135,7 +136,8 @@ static enum samkv_status apply_collection_put(struct samkv_change *c, struct sam
         if (st != SAMKV_OK)
             return st;
     }
-    return samkv_change_put_collection(c, asked, err);
+    st = samkv_change_put_collection(c, asked, err);
+    return st == SAMKV_OK ? samkv_account_check(c, asked->name, err) : st;
 }
 
 enum samkv_status samkv_store_collection_put(struct samkv_store *s, const struct samkv_collection *asked,

@@ -264,6 +264,8 @@ enum samkv_status samkv_store_open(const struct samkv_store_options *o, struct s
     samkv_guard_install();
     s->evict = o->evict;
     s->quota_refuses = o->quota_refuses;
+    s->user_quota = o->user_quota;
+    s->user_quota_arg = o->user_quota_arg;
     s->now_s = o->now_s;
     s->now_arg = o->now_arg;
     samkv_scratch_pool_init(&s->scratch);

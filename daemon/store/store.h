@@ -67,9 +67,12 @@ struct samkv_store_options {
     enum samkv_codec codec; /* what new collections get that do not choose: samkv_store_codec */
     int zstd_level;         /* 0: 1 */
     enum samkv_compact compact;
-    bool read_only;              /* verify and show beside a running daemon */
-    bool evict;                  /* at max_bytes, or on a full disk: documents go, rather than that a write is FULL */
-    bool quota_refuses;          /* at a quota: FULL, rather than that others of the collection go */
+    bool read_only;     /* verify and show beside a running daemon */
+    bool evict;         /* at max_bytes, or on a full disk: documents go, rather than that a write is FULL */
+    bool quota_refuses; /* at a quota: FULL, rather than that others of the collection go */
+    uint64_t (*user_quota)(void *arg, uint32_t owner); /* most that a user's collections are charged with; 0: any. NULL:
+                                                          nobody has one. Any thread */
+    void *user_quota_arg;
     int64_t (*now_s)(void *arg); /* unix seconds that TTLs are judged by; NULL: the system's. Any thread */
     void *now_arg;
 
@@ -100,6 +103,22 @@ struct samkv_host_cache *samkv_store_host_cache(struct samkv_store *);
 
 /* ------------------------------------------------------------------ collections */
 
+/* As owner or group: whoever runs the daemon, whatever number that has. So a store may be taken elsewhere; and root's
+ * are the daemon's, too. */
+#define SAMKV_OWNER_DAEMON 0u
+
+/* Whose a collection is, in the manner of files. Who may do what follows from it elsewhere: the store only keeps it.
+ * Zeroed: the daemon's, with the default mode. */
+struct samkv_ownership {
+    uint32_t owner, group; /* numbers of user and group, or SAMKV_OWNER_DAEMON */
+    uint32_t mode; /* 06go: the owner reads and writes; g and o, the group and others, are 0, 4 or 6. 0: default */
+};
+#define SAMKV_MODE_DEFAULT 0640u
+#define SAMKV_MODE_WRITERS 0022u /* others than the owner write */
+
+/* INVALID with a text: who may write may read too, and the owner both. */
+enum samkv_status samkv_mode_check(uint32_t mode, struct samkv_error *) SAMKV_MUST_USE;
+
 /* What a collection's first ingest sets, once and for all. */
 struct samkv_collection {
     char name[SAMKV_ID_MAX_BYTES + 1];
@@ -114,7 +133,20 @@ struct samkv_collection {
     enum samkv_codec codec;        /* of its documents' blocks; the preamble's are never lossy */
     uint64_t quota_bytes;          /* of its documents as stored, at most; 0: no limit of its own */
     uint64_t ttl_s;                /* a name goes so many seconds after it was last put; 0: never */
+    struct samkv_ownership ownership;
+    /*
+     * XORed to the keys of its documents. Those of collections with the same mask are stored once, and whoever ingests
+     * one that is there already is quicker: so only those whose readers may know of each other have the same. Zero: the
+     * daemon's own. Random, and never shown, where others write or which are others' (samkv_collection_mask).
+     */
+    struct samkv_key mask;
 };
+
+/* Its name without the user in front ("~1000/wiki": "wiki"), within the collection. */
+const char *samkv_collection_bare_name(const struct samkv_collection *);
+
+/* For a new collection, by its ownership. IO: the system gives no random bytes. */
+enum samkv_status samkv_collection_mask(struct samkv_collection *, struct samkv_error *) SAMKV_MUST_USE;
 
 void samkv_collection_deinit(struct samkv_collection *);
 
@@ -277,11 +309,12 @@ enum samkv_status samkv_store_pin(struct samkv_store *, const char *collection, 
                                   struct samkv_error *) SAMKV_MUST_USE;
 
 struct samkv_limits {
-    bool set_quota, set_ttl; /* what is to be changed */
+    bool set_quota, set_ttl, set_group, set_mode; /* what is to be changed */
     uint64_t quota_bytes, ttl_s;
+    uint32_t group, mode;
 };
 
-/* Changes a collection's limits; a lowered quota evicts before it returns. NOT_FOUND without text. */
+/* Changes a collection's limits, group and mode; a lowered quota evicts before it returns. NOT_FOUND without text. */
 enum samkv_status samkv_store_configure(struct samkv_store *, const char *collection, const struct samkv_limits *,
                                         struct samkv_error *) SAMKV_MUST_USE;
 
@@ -315,6 +348,20 @@ struct samkv_collection_stats {
     uint64_t documents, names, bytes_raw, bytes_stored;
 };
 void samkv_store_collection_stats(struct samkv_store *, const char *collection, struct samkv_collection_stats *out);
+
+/* Whose it is, from memory, in a time that does not tell whether it is there. False: it is not. */
+bool samkv_store_ownership(struct samkv_store *, const char *collection, struct samkv_ownership *out);
+
+/* What a user's collections are charged with: their documents as stored, preambles too, and some bytes for each name
+ * and collection. */
+struct samkv_account {
+    uint64_t collections, names, bytes_stored, bytes_charged, quota_bytes; /* quota 0: none */
+};
+void samkv_store_account(struct samkv_store *, uint32_t owner, struct samkv_account *out);
+
+/* FULL when a user may not have `bytes` more. What is written is judged again when it is named. */
+enum samkv_status samkv_store_admit_owner(struct samkv_store *, uint32_t owner, uint64_t bytes,
+                                          struct samkv_error *) SAMKV_MUST_USE;
 
 /* ------------------------------------------------------------------ care */
 
@@ -372,3 +419,11 @@ void samkv_document_key(const uint8_t fingerprint[16], enum samkv_dtype dtype, c
  * Pure.
  */
 void samkv_document_key_of_codec(struct samkv_key *, enum samkv_codec);
+
+/* To a masked key and back. Pure. */
+void samkv_document_key_mask(struct samkv_key *, const struct samkv_key *mask);
+
+/* The key of a document of this collection, or of its preamble (of which tokens and count are the collection's). Pure.
+ */
+void samkv_collection_document_key(const struct samkv_collection *, bool preamble, const int32_t *tokens, size_t count,
+                                   struct samkv_key *out);

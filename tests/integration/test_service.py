@@ -170,13 +170,13 @@ class Configuration(unittest.TestCase):
             if name not in ("workers", "host-cache-bytes"):  # by the machine
                 self.assertEqual(commented[name], value, name)
         # With the comments taken away it is a configuration.
-        self.path.write_text(re.sub(r"^;(?=[a-z-]+ = )", "", example.split("[model]")[0], flags=re.M))
+        self.path.write_text(re.sub(r"^;(?=[a-z-]+ = )", "", re.split(r"^\[(?:user-quota|model)\]", example, flags=re.M)[0], flags=re.M))
         done = samkvd("--check-config", "--config", self.path)
         self.assertEqual(done.returncode, 0, done.stderr)
 
 
 def values(dump):
-    found = dict(re.findall(r"^([a-z-]+) = (.*)$", dump.split("[model]")[0], re.M))
+    found = dict(re.findall(r"^([a-z-]+) = (.*)$", re.split(r"^\[(?:user-quota|model)\]", dump, flags=re.M)[0], re.M))
     found.pop("config", None)
     return found
 

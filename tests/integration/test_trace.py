@@ -124,6 +124,7 @@ class Traces(Case):
         if probe.returncode != DONE:
             self.skipTest("another user cannot run samkvctl here: %s" % probe.stderr)
         self.assertEqual(json.loads(as_nobody("trace", "--json").stdout), {"requests": []})
+        self.daemon.json("set", "default", "--mode", "0644")
         self.assertEqual(as_nobody("trace", str(figures["request"])).returncode, SOME_FAILED)
         own = as_nobody("fetch", "--docs", "d0", "--query-tokens", "5", "--json")
         seen = json.loads(as_nobody("trace", "--json").stdout)["requests"]

@@ -55,7 +55,7 @@ SHARED void open_session(struct fixture *f)
     ck_assert_int_eq(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair), 0);
     f->client = pair[1];
     f->session = malloc(sizeof *f->session);
-    samkv_session_init(f->session, pair[0], &f->host, 0);
+    samkv_session_init(f->session, pair[0], &f->host, NULL, 0);
     samkv_log_set_level(SAMKV_LOG_ERROR);
 }
 

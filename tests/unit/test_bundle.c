@@ -92,6 +92,9 @@ START_TEST(what_goes_in_comes_out_elsewhere)
     struct fixture_document one, two;
     fixture_document_make(&one, 1, shape, tokens, block_tokens);
     fixture_document_make(&two, 2, shape, tokens, block_tokens);
+    one.m.codec = two.m.codec = codec;
+    samkv_document_key_of_codec(&one.m.key, codec);
+    samkv_document_key_of_codec(&two.m.key, codec);
     FIXTURE_OK(fixture_ingest(from, &one, "one", &err));
     FIXTURE_OK(fixture_ingest(from, &two, "two", &err));
     bundle_export(from, &bundle, &done);

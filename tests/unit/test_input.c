@@ -15,7 +15,7 @@ START_TEST(bytes_may_come_in_any_pieces)
         count += make_frame(bytes + count, SAMKV_TYPE_INGEST, 0, 3, text, 99);
         count += make_frame(bytes + count, SAMKV_TYPE_LIST, 0, 4, text, 1);
         const uint32_t sizes[] = {1, 0, 99, 1};
-        samkv_input_init(&in, &budget);
+        samkv_input_init(&in, &budget, SAMKV_MAX_FRAME_BYTES);
         for (size_t at = 0; at < count;) {
             struct samkv_frame frame;
             struct samkv_buffer payload;
@@ -63,12 +63,12 @@ START_TEST(a_claim_takes_no_memory)
 {
     struct samkv_budget budget = {.limit = 1u << 30};
     struct samkv_input in;
-    samkv_input_init(&in, &budget);
+    samkv_input_init(&in, &budget, SAMKV_MAX_FRAME_BYTES);
     in.greeted = true;
     ck_assert_int_eq(feed_claim(&in, SAMKV_MAX_FRAME_BYTES, 0, NULL), SAMKV_INPUT_MORE);
     ck_assert_uint_eq(in.payload.capacity, 0);
     samkv_input_deinit(&in);
-    samkv_input_init(&in, &budget);
+    samkv_input_init(&in, &budget, SAMKV_MAX_FRAME_BYTES);
     in.greeted = true;
     ck_assert_int_eq(feed_claim(&in, SAMKV_MAX_FRAME_BYTES, 10001, NULL), SAMKV_INPUT_MORE);
     ck_assert_uint_le(in.payload.capacity, 2 * 10001);
@@ -111,7 +111,7 @@ START_TEST(too_large_is_dropped_and_the_stream_goes_on)
     const struct samkv_frame claim = {(uint32_t)large, SAMKV_TYPE_INGEST, 0, 7};
     samkv_frame_encode(&claim, bytes);
     make_frame(bytes + SAMKV_FRAME_HEADER_BYTES + large, SAMKV_TYPE_PING, 0, 8, NULL, 0);
-    samkv_input_init(&in, &budget);
+    samkv_input_init(&in, &budget, SAMKV_MAX_FRAME_BYTES);
     in.greeted = true;
     feed_all(&in, bytes, total, events);
     ck_assert_str_eq(events, "RF");
@@ -128,7 +128,7 @@ START_TEST(without_budget_a_request_is_busy_and_dropped)
     struct samkv_error err;
     char events[8];
     uint8_t rest[20000 - 12000 + SAMKV_FRAME_HEADER_BYTES] = {0};
-    samkv_input_init(&in, &budget);
+    samkv_input_init(&in, &budget, SAMKV_MAX_FRAME_BYTES);
     in.greeted = true;
     ck_assert_int_eq(feed_claim(&in, 20000, 12000, &err), SAMKV_INPUT_REFUSED);
     ck_assert_int_eq(err.status, SAMKV_BUSY);
@@ -154,7 +154,7 @@ START_TEST(unknown_or_wrong_flags_break_it)
         struct samkv_input in;
         char events[8];
         uint8_t bytes[20];
-        samkv_input_init(&in, &budget);
+        samkv_input_init(&in, &budget, SAMKV_MAX_FRAME_BYTES);
         in.greeted = true;
         feed_all(&in, bytes, make_frame(bytes, SAMKV_TYPE_PING, flags[i], 1, NULL, 0), events);
         ck_assert_str_eq(events, "!");

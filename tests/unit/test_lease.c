@@ -69,7 +69,7 @@ static void tear_down(void)
 static struct samkv_lease *take(size_t bytes)
 {
     struct samkv_lease *lease;
-    ck_assert_msg(samkv_lease_take(pool, bytes, &lease, &err) == SAMKV_OK, "%s", err.text);
+    ck_assert_msg(samkv_lease_take(pool, 0, bytes, &lease, &err) == SAMKV_OK, "%s", err.text);
     ck_assert_uint_ge(samkv_lease_bytes(lease), bytes);
     memset(samkv_lease_memory(lease), 1, bytes);
     return lease;
@@ -78,7 +78,7 @@ static struct samkv_lease *take(size_t bytes)
 static void expect_refusal(size_t bytes, enum samkv_status status)
 {
     struct samkv_lease *lease = (void *)&fake;
-    ck_assert_int_eq(samkv_lease_take(pool, bytes, &lease, &err), status);
+    ck_assert_int_eq(samkv_lease_take(pool, 0, bytes, &lease, &err), status);
     ck_assert_ptr_null(lease);
     ck_assert_uint_gt(strlen(err.text), 20);
 }
@@ -101,6 +101,22 @@ static void await_live(uint64_t live)
 }
 
 /* ------------------------------------------------------------------ tests */
+
+/* A client that keeps a mapping which it said was gone sees what the same user's others get, and nobody else's. */
+START_TEST(kept_memory_stays_with_its_user)
+{
+    struct samkv_lease *lease, *other;
+    ck_assert_int_eq(samkv_lease_take(pool, 5, 2 * MB, &lease, &err), SAMKV_OK);
+    const void *memory = samkv_lease_memory(lease);
+    samkv_lease_end(lease, true);
+    ck_assert_int_eq(samkv_lease_take(pool, 6, 2 * MB, &other, &err), SAMKV_OK);
+    ck_assert_ptr_ne(samkv_lease_memory(other), memory);
+    ck_assert_int_eq(samkv_lease_take(pool, 5, 2 * MB, &lease, &err), SAMKV_OK);
+    ck_assert_ptr_eq(samkv_lease_memory(lease), memory);
+    samkv_lease_end(lease, true);
+    samkv_lease_end(other, true);
+}
+END_TEST
 
 START_TEST(clean_memory_is_used_again)
 {
@@ -163,12 +179,12 @@ START_TEST(much_memory_is_not_wasted)
     struct samkv_leases *large;
     struct samkv_lease *lease, *other;
     ck_assert_int_eq(samkv_leases_new(&fake.base, 400 * MB, &large), SAMKV_OK);
-    ck_assert_int_eq(samkv_lease_take(large, 100 * MB, &lease, &err), SAMKV_OK);
+    ck_assert_int_eq(samkv_lease_take(large, 0, 100 * MB, &lease, &err), SAMKV_OK);
     void *memory = samkv_lease_memory(lease);
     samkv_lease_end(lease, true);
-    ck_assert_int_eq(samkv_lease_take(large, 40 * MB, &other, &err), SAMKV_OK);
+    ck_assert_int_eq(samkv_lease_take(large, 0, 40 * MB, &other, &err), SAMKV_OK);
     ck_assert_ptr_ne(samkv_lease_memory(other), memory);
-    ck_assert_int_eq(samkv_lease_take(large, 60 * MB, &lease, &err), SAMKV_OK);
+    ck_assert_int_eq(samkv_lease_take(large, 0, 60 * MB, &lease, &err), SAMKV_OK);
     ck_assert_ptr_eq(samkv_lease_memory(lease), memory);
     samkv_lease_end(other, true);
     samkv_lease_end(lease, true);
@@ -313,7 +329,7 @@ static void *borrow(void *arg)
     for (int i = 0; i < 2000; i++) {
         struct samkv_lease *lease;
         struct samkv_error why;
-        enum samkv_status st = samkv_lease_take(pool, (size_t)(1 + i % 7) * MB, &lease, &why);
+        enum samkv_status st = samkv_lease_take(pool, 0, (size_t)(1 + i % 7) * MB, &lease, &why);
         ck_assert(st == SAMKV_OK || st == SAMKV_BUSY);
         if (lease && i % 2)
             samkv_lease_end(samkv_lease_share(lease), i % 5 != 0);
@@ -343,6 +359,7 @@ int main(void)
     TCase *tc = tcase_create("lease");
     tcase_set_timeout(tc, 60);
     tcase_add_checked_fixture(tc, set_up, tear_down);
+    tcase_add_test(tc, kept_memory_stays_with_its_user);
     tcase_add_test(tc, clean_memory_is_used_again);
     tcase_add_test(tc, unclean_memory_is_never_used_again);
     tcase_add_test(tc, what_fits_best_is_taken);

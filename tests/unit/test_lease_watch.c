@@ -81,7 +81,7 @@ static struct samkv_lease_watch *make_watch_over(struct samkv_lease *lease, int 
 static struct samkv_lease *take_lease(void)
 {
     struct samkv_lease *lease;
-    ck_assert_int_eq(samkv_lease_take(pool, BYTES, &lease, &err), SAMKV_OK);
+    ck_assert_int_eq(samkv_lease_take(pool, 0, BYTES, &lease, &err), SAMKV_OK);
     return lease;
 }
 

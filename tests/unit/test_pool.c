@@ -68,6 +68,84 @@ START_TEST(relaxed_jobs_leave_workers_to_urgent_ones)
 }
 END_TEST
 
+/* Durable jobs sleep for the disk: they have a few workers, go before relaxed ones, and keep no urgent one waiting. */
+START_TEST(durable_jobs_leave_workers_too)
+{
+    struct samkv_pool *pool;
+    struct job durable[3], relaxed[4], urgent;
+    ck_assert_int_eq(samkv_pool_new(_i, 10, &pool), SAMKV_OK);
+    int limit = _i < 8 ? 1 : _i / 4;
+    for (int i = 0; i < 3; i++)
+        submit(pool, SAMKV_DURABLE, &durable[i]);
+    for (int i = 0; i < limit; i++)
+        sem_wait(&durable[i].began);
+    for (int i = 0; i < 4; i++)
+        submit(pool, SAMKV_RELAXED, &relaxed[i]);
+    if (_i >= 4)
+        sem_wait(&relaxed[0].began); /* they have workers of their own */
+    submit(pool, SAMKV_URGENT, &urgent);
+    sem_wait(&urgent.began); /* would hang if the others had all of them */
+    sem_post(&urgent.go);
+    ck_assert_int_ne(sem_trywait(&durable[limit].began), 0);
+    sem_post(&durable[0].go);
+    sem_wait(&durable[limit].began); /* before the relaxed ones that wait */
+    for (int i = 1; i < 3; i++)
+        sem_post(&durable[i].go);
+    for (int i = 0; i < 4; i++)
+        sem_post(&relaxed[i].go);
+    while (atomic_load(&relaxed[3].runs) + atomic_load(&durable[2].runs) < 2)
+        sched_yield();
+    samkv_pool_free(pool);
+}
+END_TEST
+
+static int order[12];
+static atomic_int ordered;
+
+struct numbered {
+    int number;
+};
+
+static void note_number(void *arg, bool cancelled)
+{
+    (void)cancelled;
+    int at = atomic_load(&ordered); /* one worker calls this */
+    order[at] = ((struct numbered *)arg)->number;
+    atomic_store(&ordered, at + 1);
+}
+
+/* Of one user's six jobs, another's two and a third's one, none has to wait for all of another's. */
+START_TEST(users_take_turns)
+{
+    static const struct {
+        uint32_t user;
+        int number;
+    } jobs[] = {{1, 10}, {1, 11}, {1, 12}, {1, 13}, {2, 20}, {2, 21}, {1, 14}, {3, 30}, {1, 15}};
+    static const int expected[] = {10, 20, 30, 11, 21, 12, 13, 14, 15};
+    struct numbered numbers[9];
+    struct samkv_pool *pool;
+    struct job held[2];
+    ck_assert_int_eq(samkv_pool_new(2, 20, &pool), SAMKV_OK);
+    submit(pool, SAMKV_URGENT, &held[0]);
+    submit(pool, SAMKV_URGENT, &held[1]);
+    sem_wait(&held[0].began);
+    sem_wait(&held[1].began);
+    atomic_store(&ordered, 0);
+    for (int i = 0; i < 9; i++) {
+        numbers[i].number = jobs[i].number;
+        ck_assert_int_eq(samkv_pool_submit_for(pool, jobs[i].user, SAMKV_URGENT, note_number, &numbers[i]), SAMKV_OK);
+    }
+    ck_assert_int_eq(samkv_pool_waiting(pool, SAMKV_URGENT), 9);
+    sem_post(&held[0].go); /* one worker: in order */
+    while (atomic_load(&ordered) < 9)
+        sched_yield();
+    ck_assert_mem_eq(order, expected, sizeof expected);
+    ck_assert_int_eq(samkv_pool_waiting(pool, SAMKV_URGENT), 0);
+    sem_post(&held[1].go);
+    samkv_pool_free(pool);
+}
+END_TEST
+
 START_TEST(a_full_queue_is_busy_for_its_class)
 {
     struct samkv_pool *pool;
@@ -228,6 +306,8 @@ int main(void)
     TCase *tc = tcase_create("pool");
     tcase_set_timeout(tc, 60);
     tcase_add_test(tc, relaxed_jobs_leave_workers_to_urgent_ones);
+    tcase_add_test(tc, users_take_turns);
+    tcase_add_loop_test(tc, durable_jobs_leave_workers_too, 2, 10);
     tcase_add_test(tc, a_full_queue_is_busy_for_its_class);
     tcase_add_test(tc, free_finishes_running_jobs_and_cancels_queued_ones);
     tcase_add_test(tc, what_waits_when_free_begins_does_not_run);

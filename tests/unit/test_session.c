@@ -212,7 +212,7 @@ START_TEST(bytes_of_requests_hold_back_reading)
         }
     }
     ck_assert_uint_eq(f.seen_count, 2);
-    ck_assert_uint_ge(f.session->in_flight_bytes, SAMKV_SESSION_REQUEST_BYTES);
+    ck_assert_uint_ge(f.session->in_flight_bytes, samkv_bounds_default.connection_bytes);
     ck_assert_int_eq(samkv_session_wants(f.session), 0);
     client_sends_frame(&f, SAMKV_TYPE_PING, 5, NULL, 0);
     answer(&f, 0, -1, 0);
@@ -240,9 +240,9 @@ START_TEST(a_client_that_stops_reading_is_let_go)
     }
     ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_WRITE);
     ck_assert_uint_le(f.session->output.bytes, SAMKV_SESSION_OUTPUT_BYTES + SAMKV_SESSION_RECEIVE_BYTES);
-    samkv_session_on_tick(f.session, 1000 + SAMKV_SESSION_STALLED_MS - 1);
+    samkv_session_on_tick(f.session, 1000 + samkv_bounds_default.stall_ms - 1);
     ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
-    samkv_session_on_tick(f.session, 1000 + SAMKV_SESSION_STALLED_MS);
+    samkv_session_on_tick(f.session, 1000 + samkv_bounds_default.stall_ms);
     ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
     close_session(&f);
 }
@@ -266,7 +266,7 @@ START_TEST(a_client_that_reads_again_is_served_on)
         }
     }
     ck_assert_int_eq(samkv_session_wants(f.session), SAMKV_SESSION_READ);
-    samkv_session_on_tick(f.session, 5 + 10 * SAMKV_SESSION_STALLED_MS); /* silence alone is no fault */
+    samkv_session_on_tick(f.session, 5 + 10 * samkv_bounds_default.stall_ms); /* silence alone is no fault */
     ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
     close_session(&f);
 }
@@ -280,9 +280,9 @@ START_TEST(a_client_that_stops_half_way_is_let_go)
     greet(&f);
     size_t count = make_frame(bytes, SAMKV_TYPE_FETCH, 0, 3, "abcdefgh", 8);
     client_sends(&f, bytes, count - 3);
-    samkv_session_on_tick(f.session, SAMKV_SESSION_STALLED_MS - 1);
+    samkv_session_on_tick(f.session, samkv_bounds_default.stall_ms - 1);
     ck_assert_int_eq(f.session->state, SAMKV_SESSION_READY);
-    samkv_session_on_tick(f.session, SAMKV_SESSION_STALLED_MS);
+    samkv_session_on_tick(f.session, samkv_bounds_default.stall_ms);
     ck_assert_int_eq(f.session->state, SAMKV_SESSION_CLOSED);
     close_session(&f);
 }

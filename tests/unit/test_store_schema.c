@@ -131,6 +131,8 @@ START_TEST(a_store_of_schema_1_is_taken_over)
         ck_assert_uint_eq(back.preamble_tokens, 2);
         ck_assert_int_eq(back.codec, SAMKV_CODEC_ZSTD);
         ck_assert_uint_eq(back.quota_bytes + back.ttl_s, 0);
+        ck_assert_uint_eq(back.ownership.owner, SAMKV_OWNER_DAEMON);
+        ck_assert_uint_eq(back.ownership.mode, SAMKV_MODE_DEFAULT);
         samkv_collection_deinit(&back);
         samkv_snapshot_end(sn);
         if (round == 1)

@@ -23,7 +23,7 @@ class CollectionOptions(Structure):
     _fields_ = [("model", c_char_p), ("has_preamble", c_bool), ("preamble", c_void_p), ("preamble_bytes", c_size_t),
                 ("preamble_tokens", POINTER(c_int32)), ("preamble_token_count", c_size_t),
                 ("block_tokens", c_int64), ("init_tokens", c_int64), ("local_tokens", c_int64),
-                ("quota_bytes", c_int64), ("ttl_s", c_int64), ("codec", c_char_p)]
+                ("quota_bytes", c_int64), ("ttl_s", c_int64), ("codec", c_char_p), ("mode", c_uint32)]
 
 
 class DocumentInput(Structure):
@@ -38,7 +38,7 @@ class FetchOptions(Structure):
                 ("ratio", c_double), ("selection", c_int), ("stable_layers", POINTER(c_uint32)),
                 ("stable_layer_count", c_size_t), ("init_tokens", c_int64), ("local_tokens", c_int64),
                 ("update", c_int), ("theta", c_double), ("no_recompute", c_bool), ("positions", c_int),
-                ("with_query", c_bool), ("placement", c_int), ("reserved", c_uint64 * 4)]
+                ("with_query", c_bool), ("placement", c_int), ("deadline_ms", c_uint32), ("reserved", c_uint64 * 4)]
 
 
 class AskOptions(Structure):
@@ -90,7 +90,8 @@ class CollectionInfo(Structure):
     _fields_ = [("name", c_char_p), ("model", c_char_p), ("dtype", c_char_p), ("fingerprint", c_char_p),
                 ("block_tokens", c_uint32), ("init_tokens", c_uint32), ("local_tokens", c_uint32),
                 ("preamble_tokens", c_uint32), ("documents", c_uint64), ("quota_bytes", c_uint64), ("ttl_s", c_uint64),
-                ("bytes_raw", c_uint64), ("bytes_stored", c_uint64), ("codec", c_char_p)]
+                ("bytes_raw", c_uint64), ("bytes_stored", c_uint64), ("codec", c_char_p), ("owner", c_uint32),
+                ("group", c_uint32), ("mode", c_uint32)]
 
 
 class ModelInfo(Structure):
@@ -135,7 +136,8 @@ class StatusAnswer(Structure):
                 ("bytes_disk_free", c_uint64), ("bytes_reclaimable", c_uint64), ("oldest_reader_s", c_uint64),
                 ("evictions", c_uint64), ("evicted_bytes", c_uint64), ("expirations", c_uint64),
                 ("collection_list", POINTER(CollectionInfo)), ("collection_count", c_size_t),
-                ("histograms", c_void_p), ("histogram_count", c_size_t)]
+                ("histograms", c_void_p), ("histogram_count", c_size_t), ("user", c_uint32), ("user_bytes", c_uint64),
+                ("user_quota_bytes", c_uint64), ("partial", c_bool)]
 
 
 class VerifyAnswer(Structure):
@@ -212,6 +214,7 @@ _FUNCTIONS = {
     "samkv_client_remove": (_CALL, [c_void_p, c_char_p, POINTER(c_char_p), c_size_t, _REPLY, _ERROR]),
     "samkv_client_remove_collection": (_CALL, [c_void_p, c_char_p, c_void_p, c_void_p, _REPLY, _ERROR]),
     "samkv_client_pin": (_CALL, [c_void_p, c_char_p, POINTER(c_char_p), c_size_t, c_bool, _REPLY, _ERROR]),
+    "samkv_client_share": (_CALL, [c_void_p, c_char_p, c_int64, c_int64, _REPLY, _ERROR]),
     "samkv_client_configure": (_CALL, [c_void_p, c_char_p, c_int64, c_int64, _REPLY, _ERROR]),
     "samkv_client_gc": (_CALL, [c_void_p, c_void_p, c_void_p, _REPLY, _ERROR]),
     "samkv_client_status": (_CALL, [c_void_p, _REPLY, _ERROR]),

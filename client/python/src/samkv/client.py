@@ -72,6 +72,9 @@ class Collection:
     bytes_raw: int      # of its documents; what another collection has too counts in both
     bytes_stored: int
     codec: str          # "rans", "zstd", "raw", "q8", "q4"
+    owner: int          # user; 0: the daemon's own, and root's
+    group: int          # 0: the daemon's
+    mode: int           # as a file's: 0o640
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,10 @@ class StatusReport:
     evictions: int
     evicted_bytes: int
     expirations: int
+    user: int           # who asks, as collections name owners
+    user_bytes: int     # that its collections are charged with
+    user_quota_bytes: int   # 0: none
+    partial: bool       # no administrator asks: sums are of what it may read, and there are no counters
     models: typing.List[Model]
     counters: typing.Dict[str, float]
 
@@ -273,13 +280,13 @@ class Client:
                collection: typing.Optional[str] = None, chunk_tokens: int = 0, model: typing.Optional[str] = None,
                preamble: typing.Optional[TextOrTokens] = None, block_tokens: int = -1, init_tokens: int = -1,
                local_tokens: int = -1, quota_bytes: int = -1, ttl_s: int = -1,
-               codec: typing.Optional[str] = None) -> IngestResult:
+               codec: typing.Optional[str] = None, mode: int = 0) -> IngestResult:
         """Stores a document, given as text or as token ids; when this returns, it is on disk.
 
         The same id with other content replaces it. chunk_tokens splits a longer document into `id#1`, `id#2`, …; 0
         refuses what exceeds the model's context. The rest belongs to the collection: its first ingest sets it (-1 and
-        None: 16, 16, 16, no quota, no time to live, no preamble, the daemon's codec and first model), and whatever a later one says
-        must agree.
+        None: 16, 16, 16, no quota, no time to live, no preamble, the daemon's codec and first model; mode 0: the
+        daemon's, like 0o640), and whatever a later one says must agree.
         """
         arena, d = _Arena(), _library.DocumentInput()
         call("samkv_document_init", ctypes.byref(d))
@@ -291,6 +298,7 @@ class Client:
         d.spec.model = _name(model)
         d.spec.block_tokens, d.spec.init_tokens, d.spec.local_tokens = block_tokens, init_tokens, local_tokens
         d.spec.quota_bytes, d.spec.ttl_s, d.spec.codec = quota_bytes, ttl_s, _name(codec)
+        d.spec.mode = mode
         if preamble is not None:
             d.spec.has_preamble = True
             if isinstance(preamble, (str, bytes)):
@@ -353,6 +361,12 @@ class Client:
         return self._answer(lambda a: _record(Collection, a.configure.collection), "configure", _name(collection),
                             quota_bytes, ttl_s)
 
+    def share(self, collection: typing.Optional[str] = None, group: int = -1, mode: int = -1) -> Collection:
+        """Says who may use a collection: a group of one's own (0: the daemon's) and a mode like 0o640 (4 is reading, 6
+        reading and writing); -1 leaves one as it is."""
+        return self._answer(lambda a: _record(Collection, a.configure.collection), "share", _name(collection), group,
+                            mode)
+
     # ---------------------------------------------------------------------------------------------------- fetching
 
     def _fill(self, arena, options, ids, *, collection, ratio, selection, stable_layers, init_tokens, local_tokens,
@@ -373,7 +387,7 @@ class Client:
               ratio: float = 0.15, selection: str = "dynamic", stable_layers: typing.Optional[Tokens] = None,
               init_tokens: int = -1, local_tokens: int = -1, update: typing.Union[str, float] = "overwrite",
               recompute: bool = True, positions: str = "original", with_query: bool = False,
-              placement: str = "host") -> Cache:
+              placement: str = "host", deadline_ms: int = 0) -> Cache:
         """What a query (text or token ids) needs of some documents, as a ready-to-use KV cache.
 
         ids: in the order of the prompt. ratio: of the documents' tokens to keep, (0, 1]. selection: "dynamic", where
@@ -382,6 +396,7 @@ class Client:
         ones: "overwrite", "cosine", or a number theta in [0, 1]: theta * new + (1 - theta) * old. recompute=False
         leaves them as stored. positions: "original", joint positions with gaps, or "compact": 0, 1, 2, …. with_query:
         the query's rows and logits come along. placement: "host", or "device" for the memory of the daemon's GPU.
+        deadline_ms: the daemon gives up when it takes longer; 0: as long as that allows.
         """
         arena, options = _Arena(), _library.FetchOptions()
         call("samkv_fetch_options_init", ctypes.byref(options))
@@ -393,6 +408,7 @@ class Client:
         else:
             options.query_tokens, options.query_token_count = arena.integers(query)
         options.with_query, options.placement = with_query, _choice(_PLACEMENTS, placement, "placement")
+        options.deadline_ms = deadline_ms
         out = ctypes.POINTER(_library.CacheInput)()
         self._call("fetch", ctypes.byref(options), ctypes.byref(out))
         return Cache(out)
