@@ -131,8 +131,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     c->budget.limit = 100u << 20;
     c->session = malloc(sizeof *c->session);
     FUZZ_REQUIRE(c->session, "no memory");
-    const struct samkv_session_host host = {on_request, c, &metrics, &c->budget, NULL, NULL};
-    samkv_session_init(c->session, pair[0], &host, 0);
+    const struct samkv_session_host host = {
+        .on_request = on_request, .arg = c, .metrics = &metrics, .budget = &c->budget};
+    samkv_session_init(c->session, pair[0], &host, NULL, 0);
     converse(c, data + 1, size - 1, 1 + 37 * (size_t)(data[0] & 0x7f), data[0] & ATTACH);
     samkv_session_on_hangup(c->session, 1);
     samkv_session_on_tick(c->session, 100000);
