@@ -261,7 +261,7 @@ const struct ctl_command ctl_command_trace = {
     .arguments = "[ID]",
     .summary = "Lists the last requests, or shows the timeline of one",
     .details = "ID is the daemon's number of a request: \"request\" in the JSON of fetch, req= in the daemon's log.\n"
-               "Root and the daemon's user see all requests, others their own.",
+               "Administrators (root, samkvd's user, its --admin-group) see all requests, others their own.",
     .options = {options},
     .args_bytes = sizeof(struct trace_args),
     .defaults = defaults,

@@ -166,6 +166,7 @@ class Isolation(unittest.TestCase):
             status = user.json("status")
             self.assertEqual((status["partial"], bool(status["counters"])), (not allowed, allowed))
         self.assertEqual(self.carol.json("status")["collection_list"], [])
+        self.assertIn("administrators", self.carol.ctl("top", "--once").stderr)
         self.assertIn("yours", self.carol.ctl("status").stdout)
 
     def test_traces_are_ones_own(self):
@@ -189,6 +190,24 @@ class Isolation(unittest.TestCase):
         self.assertEqual(self.bob.json("ls", "--collections")["collections"][-1]["owner"], BOB)
         for name in ("~%d/travels" % ALICE, "~%d/travels" % BOB, "taken"):
             self.assertEqual(self.daemon.json("verify", "--collection", name)["damaged"], 0)
+
+    def test_one_bundle_of_a_user_at_a_time(self):
+        self.alice.ingest("slow", self.some(30, 200))
+        reader, writer = os.pipe()
+        with self.alice.connection() as c, self.carol.connection() as other:
+            c.send_with(wire.EXPORT, wire.message(f1="slow"), [writer])     # nobody reads it: it waits in the pipe
+            time.sleep(0.5)
+            c.send_with(wire.EXPORT, wire.message(f1="slow"), [writer])
+            while True:
+                number, flags, reply = c.receive()
+                if number == c.number:
+                    break
+            self.assertTrue(flags & wire.ERROR)
+            self.assertEqual(wire.fields(reply)[1][0], BUSY)
+            flags, reply = other.last_of(wire.EXPORT, wire.message(f1="no such"), [writer])
+            self.assertEqual(wire.fields(reply)[1][0], NOT_FOUND)       # others are not concerned
+        os.close(reader)
+        os.close(writer)
 
     # -------------------------------------------------------------- what an answer gives away
 
