@@ -197,7 +197,7 @@ static struct samkv_place_runs placed_runs(const struct list *l, const struct sa
         .layers = (int)shape->layers,
         .kv_heads = (int)shape->kv_heads,
         .head_dim = (int)shape->head_dim,
-        .no_rope = samkv_workspace_no_rope(e->workspace),
+        .no_rope = samkv_workspace_no_rope(l->job->engine.workspace),
     };
 }
 
