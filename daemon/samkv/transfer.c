@@ -255,6 +255,8 @@ static void place_band(struct ascent *a, int band)
     struct samkv_place_runs p = *a->placing->place;
     uint32_t first = a->bands->first_layer[band];
     p.layers = (int)(a->bands->first_layer[band + 1] - first);
+    if (p.no_rope)
+        p.no_rope += first;
     p.k_cache = (uint8_t *)p.k_cache + first * p.layer_stride_bytes;
     p.v_cache = (uint8_t *)p.v_cache + first * p.layer_stride_bytes;
     p.no_rope = p.no_rope ? p.no_rope + first : NULL;

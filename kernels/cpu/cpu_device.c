@@ -8,9 +8,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sysinfo.h>
 
 #define ALIGNMENT 64
+
+/* From so many bytes on, pages of 2 MiB are asked for: products walk through weights in strides that small pages' table
+ * does not hold. */
+#define HUGE_BYTES ((size_t)64 << 20)
+#define HUGE_PAGE  ((size_t)2 << 20)
 
 static enum samkv_status cpu_alloc(struct samkv_device *device, size_t bytes, void **out)
 {
@@ -18,8 +24,12 @@ static enum samkv_status cpu_alloc(struct samkv_device *device, size_t bytes, vo
     *out = NULL;
     if (bytes > PTRDIFF_MAX - ALIGNMENT)
         return SAMKV_NO_MEMORY;
+    size_t alignment = bytes >= HUGE_BYTES ? HUGE_PAGE : ALIGNMENT;
     size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    *out = aligned_alloc(ALIGNMENT, rounded ? rounded : ALIGNMENT);
+    if (posix_memalign(out, alignment, rounded ? rounded : ALIGNMENT))
+        *out = NULL;
+    if (*out && alignment == HUGE_PAGE)
+        (void)madvise(*out, rounded, MADV_HUGEPAGE); /* a wish: without, small pages do */
     return *out ? SAMKV_OK : SAMKV_NO_MEMORY;
 }
 

@@ -1,4 +1,5 @@
 """Logits of tiny models by tests/logits_tool, and the prompts for which tests/data/logits.npz keeps transformers' own."""
+import os
 import subprocess
 
 import numpy as np
@@ -15,12 +16,15 @@ def prompts(seed=5):
     return [np.array(cases.tokens(rng, n), np.int32) for n in LENGTHS]
 
 
-def ours(path, texts):
-    """(texts, vocabulary) logits behind each text's last token."""
-    run = subprocess.run([TOOL, str(path)] + [str(len(text)) for text in texts], stdout=subprocess.PIPE,
-                         stderr=subprocess.PIPE, input=b"".join(text.tobytes() for text in texts))
+def ours(path, texts, *options, isa=None):
+    """(texts, vocabulary) logits behind each text's last token. isa: a lesser instruction set than this CPU's best."""
+    environment = dict(os.environ, SAMKV_CPU_ISA=isa) if isa else None
+    run = subprocess.run([TOOL, *options, str(path)] + [str(len(text)) for text in texts], stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, input=b"".join(text.tobytes() for text in texts), env=environment)
     if run.returncode:
         raise RuntimeError(run.stderr.decode())
+    if isa and ("cpu (%s," % isa).encode() not in run.stderr:
+        return None     # the CPU lacks it
     return np.frombuffer(run.stdout, np.float32).reshape(len(texts), -1)
 
 

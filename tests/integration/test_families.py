@@ -20,6 +20,7 @@ DEVICES = ("cpu", "cpu:discrete")
 FAMILIES = sorted(models.MORE_FAMILIES)
 WANTED = np.load(ROOT / "tests" / "data" / "logits.npz")
 PREAMBLE, QUERY = 5, 7
+DEEP_LAYERS = 18    # are placed in bands that do not begin where every fourth layer is
 
 
 class Families(unittest.TestCase):
@@ -28,6 +29,7 @@ class Families(unittest.TestCase):
         cls.folder = tempfile.TemporaryDirectory(prefix="samkv-models-")
         cls.addClassCleanup(cls.folder.cleanup)
         paths = {family: models.make_model("%s/%s" % (cls.folder.name, family), family) for family in FAMILIES}
+        paths["deep"] = models.make_model(cls.folder.name + "/deep", "smollm3", layers=DEEP_LAYERS, dtype="BF16")
         cls.daemons = {device: enter(cls, Daemon(paths, device=device)) for device in DEVICES}
 
     def case(self, family, docs, preamble, query, **params):
@@ -59,6 +61,17 @@ class Families(unittest.TestCase):
                     np.testing.assert_array_equal(got[0]["index"], got[1]["index"])
                     self.assertLess(len(got[0]["index"]), sum(map(len, docs)))
                     self.assertLessEqual(cases.relative_error(got[0]["logits"], got[1]["logits"]), 1e-4)
+
+    def test_bands_of_layers(self):
+        rng = cases.seeded(10)
+        docs = [cases.tokens(rng, rng.randint(40, 70)) for _ in range(3)]
+        case = self.case("deep", docs, cases.tokens(rng, 6), cases.tokens(rng, 5), stable_layers=[DEEP_LAYERS - 1],
+                         ratio=0.6, selection="dynamic")
+        got = [cases.run_case(self.daemons[device], case, "deep")[1] for device in DEVICES]
+        np.testing.assert_array_equal(got[0]["index"], got[1]["index"])
+        for name in sorted(got[0]):
+            if name[:2] in ("k.", "v."):
+                self.assertLessEqual(cases.relative_error(got[0][name], got[1][name]), 1e-4, name)
 
     def test_a_window_is_kept(self):
         """256 tokens of preamble, documents and query fit this model's window; what does not is refused with the

@@ -50,6 +50,28 @@ class Logits(unittest.TestCase):
                 engines.write_gguf(json.loads((path / "config.json").read_text()), path, file)
                 self.check(file, family)
 
+    def test_every_instruction_set(self):
+        """Whatever the CPU is, the portable path is there, and in whole models it agrees like the best one."""
+        for family in ("llama", "smollm3"):
+            path = models.make_model(self.folder / family, family)
+            for isa in ("portable", "avx2", "avx512"):
+                with self.subTest(family=family, isa=isa):
+                    got = logits.ours(path, logits.prompts(), isa=isa)
+                    if isa == "portable":
+                        self.assertIsNotNone(got)
+                    if got is not None:
+                        self.assertLessEqual(logits.distance(got, WANTED[family]), BOUND)
+
+    def test_bf16(self):
+        """Products in bf16 are as far away as their rounding: more than float32's, less than 0.04 of the largest logit."""
+        for family in ("llama", "qwen2", "qwen3", "phi3", "smollm3"):
+            with self.subTest(family=family):
+                path = models.make_model(self.folder / family, family)
+                distance = logits.distance(logits.ours(path, logits.prompts(), "--bf16"), WANTED[family])
+                self.assertLessEqual(distance, 0.04)
+                if b"avx512_bf16" in pathlib.Path("/proc/cpuinfo").read_bytes():
+                    self.assertGreater(distance, BOUND)
+
     def test_a_window_holds(self):
         """transformers' logits within the window are ours; a text beyond it is refused with the reason."""
         path = models.make_model(self.folder / "mistral", "mistral")
