@@ -106,22 +106,26 @@ static enum samkv_status make_variants(const struct eval_args *args, struct eval
 /* ------------------------------------------------------------------ the prompt */
 
 /* The beginning of a conversation that the daemon's question ends (daemon/model/chat.h), with one short answer to show
- * what is wanted. The first whose opening the model's tokenizer knows, as the daemon says. */
+ * what is wanted, in the format whose words the model's tokenizer has, as the daemon says. */
+#define INSTRUCTIONS "Answer the question with a name, a number or a few words from the documents."
+#define EXAMPLE                                                                                                        \
+    "The Eiffel Tower\nThe Eiffel Tower is a tower in Paris, built by the company of Gustave Eiffel from 1887 to "     \
+    "1889.\n\n\n\nQuestion: Who built the tower in Paris?"
+#define ANSWER "Gustave Eiffel"
+
 static const struct {
     const char *chat, *text;
 } templates[] = {
-    {"chatml", "<|im_start|>system\nAnswer the question with a name, a number or a few words from the documents."
-               "<|im_end|>\n<|im_start|>user\nThe Eiffel Tower\nThe Eiffel Tower is a tower in Paris, built by the "
-               "company of Gustave Eiffel from 1887 to 1889.\n\n\n\nQuestion: Who built the tower in Paris?<|im_end|>\n"
-               "<|im_start|>assistant\nGustave Eiffel<|im_end|>\n<|im_start|>user\n"},
-    {"llama3", "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nAnswer the question with a name, a "
-               "number or a few words from the documents.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nThe "
-               "Eiffel Tower\nThe Eiffel Tower is a tower in Paris, built by the company of Gustave Eiffel from 1887 "
-               "to 1889.\n\n\n\nQuestion: Who built the tower in Paris?<|eot_id|><|start_header_id|>assistant"
-               "<|end_header_id|>\n\nGustave Eiffel<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"},
-    {"", "Answer the question with a name, a number or a few words from the documents.\n\nThe Eiffel Tower\nThe Eiffel "
-         "Tower is a tower in Paris, built by the company of Gustave Eiffel from 1887 to 1889.\n\nQuestion: Who built "
-         "the tower in Paris?\nAnswer: Gustave Eiffel\n\n"},
+    {"chatml", "<|im_start|>system\n" INSTRUCTIONS "<|im_end|>\n<|im_start|>user\n" EXAMPLE
+               "<|im_end|>\n<|im_start|>assistant\n" ANSWER "<|im_end|>\n<|im_start|>user\n"},
+    {"llama3", "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n" INSTRUCTIONS
+               "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n" EXAMPLE
+               "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n" ANSWER
+               "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n"},
+    {"phi3",
+     "<|system|>\n" INSTRUCTIONS "<|end|>\n<|user|>\n" EXAMPLE "<|end|>\n<|assistant|>\n" ANSWER "<|end|>\n<|user|>\n"},
+    {"mistral", "<s>[INST] " INSTRUCTIONS "\n\n" EXAMPLE "[/INST] " ANSWER "</s>[INST] "},
+    {"", INSTRUCTIONS "\n\n" EXAMPLE "\nAnswer: " ANSWER "\n\n"},
 };
 
 static enum samkv_status find_template(struct samkv_client *client, const char *model, const char **text,

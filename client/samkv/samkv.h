@@ -361,7 +361,7 @@ struct samkv_model_info {
     const char *name, *path, *device, *fingerprint, *dtype; /* dtype: of what is stored */
     uint32_t layers, context_tokens;
     uint64_t weight_bytes;
-    const char *chat; /* format of its conversations: "chatml", "llama3", "" when it has none */
+    const char *chat; /* format of its conversations: "chatml", "llama3", "phi3", "mistral", "" when it has none */
 };
 
 /* How often a value fell between bounds: counts[i] above bounds[i - 1] and at most bounds[i]. */
