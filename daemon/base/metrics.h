@@ -44,7 +44,8 @@
     X(FETCH_TOKENS,     "fetch_tokens_total")                                       \
     X(ASK_TOKENS,       "ask_tokens")                                               \
     X(REPAIRED,         "repaired_records")       /* damage computed again */       \
-    X(TRACES,           "requests_trace")
+    X(TRACES,           "requests_trace")                                           \
+    X(EVALUATIONS,      "requests_evaluate")
 /* clang-format on */
 
 enum samkv_metric {

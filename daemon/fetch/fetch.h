@@ -13,6 +13,7 @@
 #include "daemon/base/trace.h"
 #include "daemon/samkv/lease.h"
 #include "daemon/samkv/models.h"
+#include "daemon/samkv/select.h"
 #include "daemon/store/store.h"
 
 #define SAMKV_MAX_DOCUMENTS 4096 /* of one request */
@@ -24,6 +25,15 @@ enum samkv_placement {
     SAMKV_PLACE_DEVICE = 1, /* K and V in device memory that the client maps; UNSUPPORTED on a device without */
 };
 
+/* How blocks are scored: the paper's way, with the query's mean against the blocks' means, or as score.h says. */
+enum samkv_scoring {
+    SAMKV_SCORE_MEAN = 0,
+    SAMKV_SCORE_TOKENS = 1,
+    SAMKV_SCORE_EXACT = 2,
+    SAMKV_SCORE_LAST = 3,
+    SAMKV_SCORE_ATTEND = 4,
+};
+
 struct samkv_fetch_request {
     const char *collection; /* NULL or "": "default" */
     const char *const *ids;
@@ -32,8 +42,10 @@ struct samkv_fetch_request {
     size_t query_bytes;
     const int32_t *query_tokens;
     size_t query_count;
-    double ratio;                  /* (0, 1] */
-    bool fixed;                    /* selection=fixed, else dynamic */
+    double ratio; /* (0, 1] */
+    bool fixed;   /* selection=fixed, else dynamic */
+    enum samkv_scoring scoring;
+    enum samkv_neighbours neighbours;
     const uint32_t *stable_layers; /* NULL: the default */
     size_t stable_count;
     int64_t init_tokens, local_tokens; /* -1: the collection's */
