@@ -103,7 +103,6 @@ static void fill_fetch(Samkv__FetchRequest *message, Samkv__Tokens *query, const
         message->ratio_given_case = SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO;
         message->ratio = from->ratio;
     }
-    message->deadline_ms = from->deadline_ms;
     message->selection = (Samkv__Selection)from->selection;
     message->stable_layers = (uint32_t *)from->stable_layers;
     message->n_stable_layers = from->stable_layers ? from->stable_layer_count : 0;
