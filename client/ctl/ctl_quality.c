@@ -35,9 +35,9 @@ void ctl_print_quality(const struct samkv_quality_info *q)
 void ctl_print_calibration(const struct samkv_calibration_info *c)
 {
     struct ctl_buffer when;
-    printf("%-10s", "calibrated");
+    printf("%-10s", "stable");
     put(c->model);
-    fputs(": stable layers ", stdout);
+    fputs(": calibrated, layers ", stdout);
     for (size_t i = 0; i < c->stable_layer_count; i++)
         printf("%s%u", i ? "," : "", c->stable_layers[i]);
     if (c->ratio > 0)
