@@ -24,7 +24,7 @@ _samkvctl() {
             [[ $word != *,* ]] || done=${word%,*},
             mapfile -t COMPREPLY < <(compgen -P "$done" -W "$(_samkvctl_ids "$collection")" -- "${word##*,}")
             ;;
-        --socket | --out) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+        --socket | --out | --questions) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
         --update) mapfile -t COMPREPLY < <(compgen -W $'overwrite\ncosine' -- "$word") ;;
         --selection) mapfile -t COMPREPLY < <(compgen -W $'dynamic\nfixed' -- "$word") ;;
         --positions) mapfile -t COMPREPLY < <(compgen -W $'original\ncompact' -- "$word") ;;

@@ -373,9 +373,12 @@ class Metrics(unittest.TestCase):
                     name = 'with "quotes" \\ and more'
                     daemon.json("ingest", "-", "--collection", name, text=documents_jsonl({"d": [5] * 80}))
                     daemon.json("set", name, "--quality", "agreement=0.9")
+                    shown = name.replace("\\", "\\\\").replace('"', '\\"')     # as the format escapes it
                     families = exposition.parse(observed.ask(endpoint, "/metrics")[2])
-                    self.assertEqual(exposition.value(families, "samkv_quality_target", metric="agreement"), 0.9)
-                    self.assertEqual(exposition.value(families, "samkv_quality_met", collection=name), 1)
+                    self.assertEqual(exposition.value(families, "samkv_quality_target", collection=shown,
+                                                      metric="agreement"), 0.9)
+                    self.assertEqual(exposition.value(families, "samkv_quality_met", collection=shown,
+                                                      metric="agreement"), 1)
                     self.assertEqual(exposition.value(families, "samkv_quality_gates"), 1)
 
 
@@ -427,17 +430,15 @@ class Reader(unittest.TestCase):
         before, _ = self.right()
         self.assertLess(before, 12)
         self.daemon.json("set", "default", "--quality", "agreement=0.9", "--gate-share", "1")
-        until = time.monotonic() + 300
-        quality = None
-        while not quality or not (quality["ratio"] >= 0.5 or quality["full"]):
+        until, quality = time.monotonic() + 300, {"level": 0}
+        while quality["level"] < 2:
             self.assertLess(time.monotonic(), until, quality)
             self.right()
             quality = self.daemon.json("status")["qualities"][0]
         after, said = self.right()
         self.assertIn(said["decision"], ("raised", "full_quality"))
-        self.assertGreaterEqual(said["sequence_ratio"], 0.45)
-        self.assertGreater(after, before)
-        self.assertGreaterEqual(after, 13)
+        self.assertGreaterEqual(said["sequence_ratio"], 0.3)
+        self.assertGreater(after, before + 2)
 
 
 if __name__ == "__main__":
