@@ -52,7 +52,8 @@ const struct ctl_option ctl_fetch_shared_options[] = {
     {"positions", "WAY", CTL_CHOICE, offsetof(struct ctl_fetch_args, positions),
      "original (with gaps) or compact (0, 1, 2, ..) [original]", .choices = positions},
     {"deadline", "MS", CTL_INTEGER, offsetof(struct ctl_fetch_args, deadline_ms),
-     "recompute everything where that is sooner; give up what takes longer [what the daemon allows]", .min = 1, .max = UINT32_MAX},
+     "recompute everything where that is sooner; give up what takes longer [what the daemon allows]", .min = 1,
+     .max = UINT32_MAX},
     {0},
 };
 

@@ -104,8 +104,8 @@ static void print_text(const struct samkv_configure_answer *a, uint64_t evicted)
         ctl_print_quality(a->quality);
 }
 
-/* Limits first, then who may use it, then its quality: one request each, of which only those are made that change something. *evicted is
- * of the first. */
+/* Limits first, then who may use it, then its quality: one request each, of which only those are made that change
+ * something. *evicted is of the first. */
 static enum samkv_status change(struct ctl *ctl, struct samkv_reply *reply, uint64_t *evicted, struct samkv_error *err)
 {
     const struct set_args *args = ctl->args;

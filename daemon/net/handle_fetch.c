@@ -343,7 +343,7 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
     if (st != SAMKV_OK)
         return st;
     fill_request(r, m->fetch, collection, &request.fetch);
-    request.fetch.placement = SAMKV_PLACE_HOST; /* its cache goes nowhere */
+    request.fetch.placement = SAMKV_PLACE_HOST;                  /* its cache goes nowhere */
     if (request.fetch.full && request.method == SAMKV_ASK_SAMKV) /* the collection's quality needs it */
         request.method = SAMKV_ASK_FULL;
     struct ask_stream stream = {.request = r};

@@ -202,7 +202,8 @@ enum samkv_status samkv_check_configure(const ProtobufCMessage *message, struct 
         m->ttl_given_case != SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S && !sets_mode && !sets_group &&
         m->quality_given_case != SAMKV__CONFIGURE_REQUEST__QUALITY_GIVEN_QUALITY &&
         m->gate_share_given_case != SAMKV__CONFIGURE_REQUEST__GATE_SHARE_GIVEN_GATE_SHARE)
-        return samkv_fail(err, SAMKV_INVALID, "nothing is to be changed; give a quota, a TTL, a group, a mode or a quality");
+        return samkv_fail(err, SAMKV_INVALID,
+                          "nothing is to be changed; give a quota, a TTL, a group, a mode or a quality");
     if (sets_group && m->group == UINT32_MAX)
         return samkv_fail(err, SAMKV_INVALID, "%u is no group's number", m->group);
     if (sets_mode)
