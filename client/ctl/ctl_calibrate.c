@@ -15,6 +15,8 @@ struct calibrate_args {
     bool raw, apply, forget;
 };
 
+enum { BLOCKS = 3 }; /* kind of variant */
+
 static const char *const selections[] = {"dynamic", "fixed", NULL};
 static const char *const updates[] = {"overwrite", "cosine", NULL};
 
@@ -106,6 +108,8 @@ static void print_variants(const struct samkv_calibrate_answer *a)
                                ctl_percent(&kept, v->sequence_ratio, 1),
                                ctl_percent(&again, v->recompute_ratio, 1),
                                ctl_duration(&time, v->ms / 1e3)};
+        for (int c = 4; c < 9 && v->kind == BLOCKS; c++) /* nothing was fetched with them */
+            cells[c] = "";
         if (!ctl_table_add(&table, cells))
             break;
     }
@@ -132,14 +136,14 @@ static void print_result(const struct samkv_calibrate_answer *a)
 
 static json_t *json_variants(const struct samkv_calibrate_answer *a)
 {
-    static const char *const kinds[] = {"layers", "ratio", "anchors"};
+    static const char *const kinds[] = {"layers", "ratio", "anchors", "blocks"};
     json_t *list = json_array();
     for (size_t i = 0; i < a->variant_count; i++) {
         const struct samkv_calibrated_variant *v = &a->variants[i];
         json_t *o = json_object(), *layers = json_array();
         for (size_t k = 0; k < v->layer_count; k++)
             json_array_append_new(layers, json_integer(v->layers[k]));
-        json_object_set_new(o, "kind", json_string(v->kind < 3 ? kinds[v->kind] : "?"));
+        json_object_set_new(o, "kind", json_string(v->kind < 4 ? kinds[v->kind] : "?"));
         json_object_set_new(o, "what", ctl_json_text(v->what));
         json_object_set_new(o, "stable_layers", layers);
         json_object_set_new(o, "ratio", ctl_json_real(v->ratio));

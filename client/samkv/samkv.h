@@ -459,7 +459,7 @@ struct samkv_calibrated_layer {
 
 /* One way to fetch, and what it came to on the sample. */
 struct samkv_calibrated_variant {
-    uint32_t kind; /* 0: layers, 1: ratios, 2: anchors */
+    uint32_t kind; /* 0: layers, 1: ratios, 2: anchors, 3: block sizes, of which recall is what they hold */
     const char *what;
     const uint32_t *layers; /* [layer_count] */
     size_t layer_count;

@@ -9,6 +9,8 @@
 #include "daemon/fetch/observe.h"
 #include "daemon/ingest/spec.h"
 
+#define MOST_BLOCKS_FACTOR    8
+#define NEARLY                0.98                /* of what today's blocks hold */
 #define GREEDY_LAYERS         4                   /* of the largest set that is built */
 #define REFERENCE_BYTES_LIMIT ((uint64_t)1 << 30) /* of all samples' distributions */
 
@@ -27,8 +29,8 @@ struct run {
     struct samkv_questions questions;
     struct sample *samples; /* [questions.count] */
     double ratio;
-    uint32_t block_tokens;
-    struct samkv_compared *compared; /* [samples] of the variant that runs */
+    uint32_t block_tokens, init_tokens, local_tokens; /* the collection's */
+    struct samkv_compared *compared;                  /* [samples] of the variant that runs */
     struct samkv_error *err;
 };
 
@@ -76,6 +78,8 @@ static enum samkv_status read_collection(struct run *r)
         memcpy(r->out->calibration.fingerprint, engine->model->fingerprint, sizeof engine->model->fingerprint);
         r->out->layer_count = engine->model->config.layers;
         r->block_tokens = c.block_tokens;
+        r->init_tokens = c.init_tokens;
+        r->local_tokens = c.local_tokens;
         uint64_t bytes = r->questions.count * (uint64_t)SAMKV_REFERENCE_TOKENS * engine->model->config.vocab * 4;
         if (bytes > REFERENCE_BYTES_LIMIT)
             status = samkv_fail(r->err, SAMKV_TOO_LARGE, "a sample of %zu questions is too large: take at most %llu",
@@ -399,6 +403,35 @@ static enum samkv_status choose_anchors(struct run *r)
     return SAMKV_OK;
 }
 
+/* Of the samples' mean; larger blocks have a smaller index and fewer records, if they find as much. */
+static void choose_blocks(struct run *r)
+{
+    struct samkv_calibration *c = &r->out->calibration;
+    struct samkv_calibrate_variant *best = NULL;
+    double today = 0;
+    for (uint32_t factor = 1; factor <= MOST_BLOCKS_FACTOR && factor * r->block_tokens <= SAMKV_MAX_BLOCK_TOKENS;
+         factor *= 2) {
+        const struct samkv_larger_blocks larger = {factor, r->init_tokens, r->local_tokens, r->ratio};
+        struct samkv_calibrate_variant *v = add_variant(r, SAMKV_VARIANT_BLOCKS, c->layers, c->layer_count);
+        double sum = 0;
+        for (uint32_t i = 0; i < r->out->samples; i++) {
+            double held = samkv_observation_held(&r->samples[i].observation, c->layers, c->layer_count, &larger);
+            sum += held > 0 ? held : 0;
+        }
+        v->recall = sum / r->out->samples;
+        v->fixed = true;
+        snprintf(v->what, sizeof v->what, "blocks of %u", factor * r->block_tokens);
+        if (factor == 1)
+            today = v->recall;
+        if (v->recall >= NEARLY * today) {
+            best = v;
+            c->block_tokens = factor * r->block_tokens;
+        }
+    }
+    if (best)
+        best->chosen = true;
+}
+
 /* ------------------------------------------------------------------ the whole */
 
 static void run_deinit(struct run *r)
@@ -430,6 +463,8 @@ enum samkv_status samkv_calibrate(struct samkv_models *models, struct samkv_stor
         status = measure_levels(&r);
     if (!status)
         status = choose_anchors(&r);
+    if (!status)
+        choose_blocks(&r);
     run_deinit(&r);
     return status;
 }

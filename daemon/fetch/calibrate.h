@@ -10,6 +10,9 @@
  *   3. These sets, each also with the last layer (which layers are stable decides how deep is recomputed as well), the
  *      last eighth and the last quarter are tried for real: the set with the least KL to full recomputation is chosen.
  *   4. With that set: the quality gate's levels, and anchors of other sizes.
+ *   5. Blocks of two, four and eight times the size, by how much of the attention they would hold at the same ratio;
+ *      the largest that holds nearly as much is recommended to new collections. (For smaller ones, calibrate with a
+ *      collection that has them.)
  *
  * Called on a worker; blocks for minutes. Runs beside fetches, which go first.
  */
@@ -21,7 +24,7 @@
 #define SAMKV_CALIBRATE_SAMPLE     16
 #define SAMKV_CALIBRATE_MAX_SAMPLE 512
 #define SAMKV_CALIBRATE_SETS       12
-#define SAMKV_CALIBRATE_VARIANTS   (SAMKV_CALIBRATE_SETS + SAMKV_GATE_LEVELS + 4)
+#define SAMKV_CALIBRATE_VARIANTS   (SAMKV_CALIBRATE_SETS + SAMKV_GATE_LEVELS + 8)
 
 struct samkv_calibrate_progress {
     const char *phase; /* "prefill", "layers", "ratios", "anchors" */
@@ -44,7 +47,7 @@ struct samkv_calibrate_request {
     void *progress_arg;
 };
 
-enum samkv_calibrate_kind { SAMKV_VARIANT_LAYERS, SAMKV_VARIANT_RATIO, SAMKV_VARIANT_ANCHORS };
+enum samkv_calibrate_kind { SAMKV_VARIANT_LAYERS, SAMKV_VARIANT_RATIO, SAMKV_VARIANT_ANCHORS, SAMKV_VARIANT_BLOCKS };
 
 /* One way to fetch, and what it came to: means over the sample. */
 struct samkv_calibrate_variant {
@@ -54,7 +57,7 @@ struct samkv_calibrate_variant {
     double ratio;
     bool fixed;
     int64_t init_tokens, local_tokens; /* -1: the collection's */
-    double recall;                     /* negative: not measured */
+    double recall;                     /* of blocks: the share they hold; negative: not measured */
     struct samkv_closeness close;
     double agreement_error, kl_error; /* standard errors of these means */
     double sequence_ratio, recompute_ratio, ms;

@@ -193,3 +193,83 @@ double samkv_observation_recall(const struct samkv_observation *o, const uint32_
     free(documents);
     return recall;
 }
+
+/* ------------------------------------------------------------------ larger blocks */
+
+/* The documents cut into larger blocks; how many there are of them. */
+static uint32_t cut_larger(const struct samkv_observation *o, const struct samkv_larger_blocks *larger,
+                           struct samkv_select_document *out)
+{
+    uint32_t blocks = 0;
+    for (uint32_t i = 0; i < o->document_count; i++) {
+        out[i].blocks = samkv_blocks_make(o->documents[i].tokens, o->documents[i].block_tokens * larger->factor,
+                                          larger->init_tokens, larger->local_tokens);
+        blocks += out[i].blocks.count;
+    }
+    return blocks;
+}
+
+/* Means of a layer's scores, weighted by tokens. */
+static void merge_scores(const struct samkv_observation *o, const struct samkv_select_document *documents,
+                         uint32_t factor, const float *scores, float *out)
+{
+    uint32_t from = 0, to = 0;
+    for (uint32_t i = 0; i < o->document_count; i++) {
+        for (uint32_t b = 0; b < documents[i].blocks.count; b++)
+            out[to + b] = 0;
+        for (uint32_t b = 0; b < o->documents[i].count; b++)
+            out[to + b / factor] += scores[from + b] * (float)samkv_block_size(&o->documents[i], b) /
+                                    (float)samkv_block_size(&documents[i].blocks, b / factor);
+        from += o->documents[i].count;
+        to += documents[i].blocks.count;
+    }
+}
+
+static double held_mass(const struct samkv_observation *o, const struct samkv_selection *selection, uint32_t factor)
+{
+    double held = 0, all = 0;
+    uint32_t first = 0;
+    for (uint32_t i = 0; i < o->document_count; first += o->documents[i++].count) {
+        const struct samkv_selected *s = &selection->documents[i];
+        for (uint32_t b = 0, k = 0; b < o->documents[i].count; b++) {
+            while (k < s->keep_count && s->keep[k] < b / factor)
+                k++;
+            if (samkv_block_is_anchor(&o->documents[i], b))
+                continue;
+            all += o->mass[first + b];
+            held += k < s->keep_count && s->keep[k] == b / factor ? o->mass[first + b] : 0;
+        }
+    }
+    return all > 0 ? held / all : -1;
+}
+
+double samkv_observation_held(const struct samkv_observation *o, const uint32_t *layers, uint32_t count,
+                              const struct samkv_larger_blocks *larger)
+{
+    struct samkv_selection selection;
+    struct samkv_select_document *documents = calloc(o->document_count + (size_t)1, sizeof *documents);
+    float *scores = malloc((size_t)count * o->blocks * sizeof *scores + 1); /* larger ones are fewer */
+    double held = -1;
+    if (documents && scores) {
+        uint32_t blocks = cut_larger(o, larger, documents);
+        for (uint32_t s = 0; s < count; s++)
+            merge_scores(o, documents, larger->factor, o->scores + (size_t)layers[s] * o->blocks,
+                         scores + (size_t)s * blocks);
+        const struct samkv_select_input in = {
+            .stable_count = count,
+            .stable_layers = layers,
+            .scores = scores,
+            .documents = documents,
+            .document_count = o->document_count,
+            .ratio = larger->ratio,
+            .fixed = true,
+        };
+        if (samkv_select(&in, &selection, NULL) == SAMKV_OK) {
+            held = held_mass(o, &selection, larger->factor);
+            samkv_selection_deinit(&selection);
+        }
+    }
+    free(documents);
+    free(scores);
+    return held;
+}

@@ -22,3 +22,15 @@ void samkv_observation_deinit(struct samkv_observation *);
 /* samkv_mass_recall of the selection that these layers make of `share` of the middle blocks' tokens. Negative: there is
  * nothing to choose, or no memory. layers: ascending. */
 double samkv_observation_recall(const struct samkv_observation *, const uint32_t *layers, uint32_t count, double share);
+
+/*
+ * What blocks of `factor` times the size would hold: of the attention that the middle blocks got (those of today's
+ * size), the share of what a fixed selection of such larger blocks keeps at `ratio`, anchors included. A larger block's
+ * score follows from those of the blocks that it is made of, since its mean of K is theirs. Negative: as above.
+ */
+struct samkv_larger_blocks {
+    uint32_t factor, init_tokens, local_tokens;
+    double ratio;
+};
+double samkv_observation_held(const struct samkv_observation *, const uint32_t *layers, uint32_t count,
+                              const struct samkv_larger_blocks *);

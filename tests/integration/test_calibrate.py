@@ -114,6 +114,12 @@ class Quality(unittest.TestCase):
         self.assertEqual(len(ratios), 6)
         self.assertAlmostEqual(ratios[-1]["sequence_ratio"], 1)
         self.assertEqual(said["calibration"]["samples"], 4)
+        blocks = [v for v in said["variants"] if v["kind"] == "blocks"]
+        self.assertEqual([v["what"] for v in blocks], ["blocks of %d" % size for size in (8, 16, 32, 64)])
+        for v in blocks:
+            self.assertTrue(0 <= v["recall"] <= 1, blocks)
+        chosen = [v["what"] for v in blocks if v["chosen"]]
+        self.assertEqual(chosen, ["blocks of %d" % said["calibration"]["block_size"]])
 
     def test_what_kl_and_agreement_mean(self):
         """With the last layer stable, everything kept is everything recomputed: no difference to be seen."""
