@@ -155,6 +155,7 @@ static bool may_stream(const struct samkv_pending *pending)
     case SAMKV_OPERATION_REMOVE:
     case SAMKV_OPERATION_GC:
     case SAMKV_OPERATION_COMPACT:
+    case SAMKV_OPERATION_CALIBRATE:
     case SAMKV_OPERATION_EXPORT:
     case SAMKV_OPERATION_IMPORT:
         return true;

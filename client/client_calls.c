@@ -336,3 +336,34 @@ enum samkv_status samkv_client_trace(struct samkv_client *client, uint64_t id, u
     enum samkv_status status = samkv_client_submit_trace(client, id, limit, &request, err);
     return status ? status : wait_for(client, request, reply, err);
 }
+
+enum samkv_status samkv_client_set_quality(struct samkv_client *client, const char *collection, const char *quality,
+                                           double share, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_set_quality(client, collection, quality, share, &request, err);
+    return status ? status : wait_for(client, request, reply, err);
+}
+
+struct calibrate_sink {
+    bool (*on_progress)(void *arg, const struct samkv_calibrate_answer *);
+    void *arg;
+};
+
+static bool on_calibrate_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct calibrate_sink *sink = arg;
+    return !piece->more || !sink->on_progress || sink->on_progress(sink->arg, &piece->answer.calibrate);
+}
+
+enum samkv_status samkv_client_calibrate(struct samkv_client *client, const struct samkv_calibrate_options *options,
+                                         bool (*on_progress)(void *arg, const struct samkv_calibrate_answer *),
+                                         void *arg, struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct calibrate_sink sink = {on_progress, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_calibrate(client, options, &request, err);
+    return status ? status : wait_for_stream(client, request, on_calibrate_piece, &sink, reply, err);
+}

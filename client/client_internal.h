@@ -118,12 +118,18 @@ int64_t samkv_client_now_ms(void);
 
 struct samkv_reply_memory {
     ProtobufCMessage *message; /* strings of the answer point into it */
-    void *arrays[4];
+    void *arrays[8];
 };
 
 /* Fills an answer, failed ones included, from a frame whose fd and payload it uses up. out->status tells how it went.
  */
 void samkv_reply_decode(struct samkv_reply *out, struct samkv_incoming *);
+
+/* Of client_quality.c, for answers that have such parts; strings and lists stay the message's. */
+struct samkv_quality_info samkv_quality_info(const Samkv__Quality *);
+struct samkv_calibration_info samkv_calibration_info(const Samkv__Calibration *);
+enum samkv_status samkv_fill_calibrate(struct samkv_reply *, const ProtobufCMessage *,
+                                       struct samkv_error *) SAMKV_MUST_USE;
 
 /* Makes it a failed answer. */
 void samkv_reply_fail(struct samkv_reply *, const struct samkv_error *);

@@ -35,6 +35,11 @@ static const struct {
     STRUCTURE(samkv_configure_answer),
     STRUCTURE(samkv_pin_answer),
     STRUCTURE(samkv_gc_answer),
+    STRUCTURE(samkv_quality_info),
+    STRUCTURE(samkv_calibration_info),
+    STRUCTURE(samkv_calibrate_question),
+    STRUCTURE(samkv_calibrate_options),
+    STRUCTURE(samkv_calibrate_answer),
     STRUCTURE(samkv_reply),
     STRUCTURE(samkv_llama_layout),
 #undef STRUCTURE

@@ -61,6 +61,10 @@ enum samkv_status samkv_figures_fill(struct samkv_figures *out, const Samkv__Fet
         .anchors_exceed_budget = m->anchors_exceed_budget,
         .backend = m->backend,
         .request = m->request,
+        .decision = (enum samkv_fetch_decision)m->decision,
+        .ratio = m->ratio,
+        .sparse_ms = m->sparse_ms,
+        .full_ms = m->full_ms,
     };
     const Samkv__Timing *t = m->timing_ms;
     if (t)
@@ -224,10 +228,20 @@ static enum samkv_status fill_show(struct samkv_reply *reply, const ProtobufCMes
         return no_memory(err);
     if (m->text.len)
         memcpy(text, m->text.data, m->text.len);
+    struct samkv_quality_info *quality = array(reply, 1, 1, sizeof *quality);
+    struct samkv_calibration_info *calibration = array(reply, 2, 1, sizeof *calibration);
+    if (!quality || !calibration)
+        return no_memory(err);
+    if (m->quality)
+        *quality = samkv_quality_info(m->quality);
+    if (m->calibration)
+        *calibration = samkv_calibration_info(m->calibration);
     reply->answer.show = (struct samkv_show_answer){.document = document_info(m->document),
                                                     .collection = collection_info(m->collection),
                                                     .text = text,
-                                                    .text_bytes = m->text.len};
+                                                    .text_bytes = m->text.len,
+                                                    .quality = m->quality ? quality : NULL,
+                                                    .calibration = m->calibration ? calibration : NULL};
     return SAMKV_OK;
 }
 
@@ -249,8 +263,14 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
     struct samkv_counter *counters = array(reply, 1, m->n_counters, sizeof *counters);
     struct samkv_collection_info *collections = array(reply, 2, m->n_collection_list, sizeof *collections);
     struct samkv_histogram_info *histograms = array(reply, 3, m->n_histograms, sizeof *histograms);
-    if (!models || !counters || !collections || !histograms)
+    struct samkv_quality_info *qualities = array(reply, 4, m->n_qualities, sizeof *qualities);
+    struct samkv_calibration_info *calibrations = array(reply, 5, m->n_calibrations, sizeof *calibrations);
+    if (!models || !counters || !collections || !histograms || !qualities || !calibrations)
         return no_memory(err);
+    for (size_t i = 0; i < m->n_qualities; i++)
+        qualities[i] = samkv_quality_info(m->qualities[i]);
+    for (size_t i = 0; i < m->n_calibrations; i++)
+        calibrations[i] = samkv_calibration_info(m->calibrations[i]);
     for (size_t i = 0; i < m->n_collection_list; i++)
         collections[i] = collection_info(m->collection_list[i]);
     for (size_t i = 0; i < m->n_histograms; i++) {
@@ -304,7 +324,11 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
                                                         .user = m->user,
                                                         .user_bytes = m->user_bytes,
                                                         .user_quota_bytes = m->user_quota_bytes,
-                                                        .partial = m->partial};
+                                                        .partial = m->partial,
+                                                        .qualities = qualities,
+                                                        .quality_count = m->n_qualities,
+                                                        .calibrations = calibrations,
+                                                        .calibration_count = m->n_calibrations};
     return SAMKV_OK;
 }
 
@@ -347,8 +371,13 @@ static enum samkv_status fill_configure(struct samkv_reply *reply, const Protobu
     const Samkv__ConfigureReply *m = (const Samkv__ConfigureReply *)message;
     if (!m->collection)
         return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer lacks the collection");
-    reply->answer.configure =
-        (struct samkv_configure_answer){.collection = collection_info(m->collection), .evicted = m->evicted};
+    struct samkv_quality_info *quality = array(reply, 0, 1, sizeof *quality);
+    if (!quality)
+        return no_memory(err);
+    if (m->quality)
+        *quality = samkv_quality_info(m->quality);
+    reply->answer.configure = (struct samkv_configure_answer){
+        .collection = collection_info(m->collection), .evicted = m->evicted, .quality = m->quality ? quality : NULL};
     return SAMKV_OK;
 }
 
@@ -457,6 +486,7 @@ static const struct operation {
     [SAMKV_OPERATION_PIN] = {&samkv__pin_reply__descriptor, fill_pin},
     [SAMKV_OPERATION_GC] = {&samkv__gc_reply__descriptor, fill_gc},
     [SAMKV_OPERATION_COMPACT] = {&samkv__compact_reply__descriptor, fill_compact},
+    [SAMKV_OPERATION_CALIBRATE] = {&samkv__calibrate_reply__descriptor, samkv_fill_calibrate},
     [SAMKV_OPERATION_TRACE] = {&samkv__trace_reply__descriptor, fill_trace},
     [SAMKV_OPERATION_EVALUATE] = {&samkv__evaluate_reply__descriptor, fill_evaluate},
 };
@@ -488,10 +518,8 @@ static void release(struct samkv_reply *reply)
     if (!reply->owner)
         return;
     protobuf_c_message_free_unpacked(reply->owner->message, NULL);
-    free(reply->owner->arrays[0]);
-    free(reply->owner->arrays[1]);
-    free(reply->owner->arrays[2]);
-    free(reply->owner->arrays[3]);
+    for (size_t i = 0; i < sizeof reply->owner->arrays / sizeof *reply->owner->arrays; i++)
+        free(reply->owner->arrays[i]);
     free(reply->owner);
     reply->owner = NULL;
 }

@@ -33,7 +33,7 @@ void samkv_document_init(struct samkv_document *document)
 
 void samkv_fetch_options_init(struct samkv_fetch_options *options)
 {
-    *options = (struct samkv_fetch_options){.ratio = 0.15, .init_tokens = -1, .local_tokens = -1};
+    *options = (struct samkv_fetch_options){.ratio = -1, .init_tokens = -1, .local_tokens = -1};
 }
 
 void samkv_ask_options_init(struct samkv_ask_options *options)
@@ -100,8 +100,10 @@ static void fill_fetch(Samkv__FetchRequest *message, Samkv__Tokens *query, const
     message->n_ids = from->id_count;
     message->query_text = bytes_of(from->query, from->query_bytes);
     message->query_tokens = tokens_of(query, from->query_tokens, from->query_token_count);
-    message->ratio_given_case = SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO;
-    message->ratio = from->ratio;
+    if (from->ratio != -1) { /* anything else goes out for the daemon to judge */
+        message->ratio_given_case = SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO;
+        message->ratio = from->ratio;
+    }
     message->selection = (Samkv__Selection)from->selection;
     message->stable_layers = (uint32_t *)from->stable_layers;
     message->n_stable_layers = from->stable_layers ? from->stable_layer_count : 0;

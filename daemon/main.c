@@ -9,6 +9,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/base/spin.h"
+#include "daemon/fetch/gates.h"
 #include "daemon/net/metrics_http.h"
 #include "daemon/net/server.h"
 #include "daemon/net/settings.h"
@@ -53,6 +54,7 @@ struct samkv_daemon {
     char **argv;
     struct samkv_store *store;
     struct samkv_models *models;
+    struct samkv_gates *gates;
     struct samkv_service service;
     struct samkv_server *server;
     struct samkv_metrics_http *metrics; /* NULL: nobody wants them */
@@ -80,6 +82,22 @@ static void reload(void *arg)
     samkv_settings_deinit(&fresh);
 }
 
+/* Nobody waits for anything: the moment for what only the daemon wants to know. */
+static bool is_idle(void *arg)
+{
+    const struct samkv_daemon *d = arg;
+    bool idle = atomic_load(&d->service.requests) == 0;
+    for (size_t i = 0; i < d->models->count; i++)
+        idle = idle && samkv_lane_waiting(d->models->engines[i].lane) == 0;
+    return idle;
+}
+
+static enum samkv_status open_gates(struct samkv_daemon *d, struct samkv_error *err)
+{
+    const struct samkv_gates_options options = {.models = d->models, .store = d->store, .idle = is_idle, .idle_arg = d};
+    return samkv_gates_new(&options, &d->gates, err);
+}
+
 static enum samkv_status start(struct samkv_daemon *d, const struct samkv_settings *s, struct samkv_error *err)
 {
     enum samkv_status st = samkv_settings_access(s, &d->service.access, err);
@@ -88,10 +106,13 @@ static enum samkv_status start(struct samkv_daemon *d, const struct samkv_settin
         st = open_store(s, &d->store, err);
     if (st == SAMKV_OK)
         st = open_models(s, &d->models, err);
+    if (st == SAMKV_OK)
+        st = open_gates(d, err);
     if (st != SAMKV_OK)
         return st;
     d->service.models = d->models;
     d->service.store = d->store;
+    d->service.gates = d->gates;
     d->service.store_path = s->store;
     d->service.started_ms = samkv_now_ms();
     struct samkv_server_options options = {
@@ -113,6 +134,7 @@ static void stop(struct samkv_daemon *d)
 {
     samkv_metrics_http_stop(d->metrics);
     samkv_server_free(d->server);
+    samkv_gates_free(d->gates);
     samkv_models_close(d->models);
     samkv_store_close(d->store);
 }

@@ -24,7 +24,7 @@ _samkvctl() {
             [[ $word != *,* ]] || done=${word%,*},
             mapfile -t COMPREPLY < <(compgen -P "$done" -W "$(_samkvctl_ids "$collection")" -- "${word##*,}")
             ;;
-        --socket | --out | --html) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+        --socket | --out | --html | --questions) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
         --update) mapfile -t COMPREPLY < <(compgen -W $'overwrite\ncosine\ndelta' -- "$word") ;;
         --score) mapfile -t COMPREPLY < <(compgen -W $'mean\ntokens\nexact\nlast\nattend' -- "$word") ;;
         --neighbours) mapfile -t COMPREPLY < <(compgen -W $'none\nleft\nboth' -- "$word") ;;

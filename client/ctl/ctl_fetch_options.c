@@ -39,12 +39,13 @@ static enum samkv_status apply_update(void *args, const char *value, struct samk
 const struct ctl_option ctl_fetch_shared_options[] = {
     {"docs", "ID,..", CTL_TEXTS, offsetof(struct ctl_fetch_args, ids), "the documents, in order; may be repeated"},
     {"collection", "NAME", CTL_TEXT, offsetof(struct ctl_fetch_args, collection), "of the documents [default]"},
-    {"ratio", "R", CTL_CUSTOM, .help = "share of the documents' tokens to keep, above 0, at most 1 [0.15]",
+    {"ratio", "R", CTL_CUSTOM,
+     .help = "share of the documents' tokens to keep, above 0, at most 1 [calibrated, else 0.15]",
      .apply = apply_ratio},
     {"selection", "WAY", CTL_CHOICE, offsetof(struct ctl_fetch_args, selection),
      "dynamic (up to the ratio) or fixed (fills it) [dynamic]", .choices = selections},
     {"stable-layers", "L,..", CTL_NUMBERS, offsetof(struct ctl_fetch_args, stable_layers),
-     "layers whose ranking counts [the model's]"},
+     "layers whose ranking counts [calibrated, else the last eighth]"},
     {"init-tokens", "N", CTL_INTEGER, offsetof(struct ctl_fetch_args, init_tokens),
      "anchors at the documents' starts [the collection's]", .min = 0, .max = UINT32_MAX},
     {"local-tokens", "N", CTL_INTEGER, offsetof(struct ctl_fetch_args, local_tokens),
@@ -59,14 +60,15 @@ const struct ctl_option ctl_fetch_shared_options[] = {
     {"positions", "WAY", CTL_CHOICE, offsetof(struct ctl_fetch_args, positions),
      "original (with gaps) or compact (0, 1, 2, ..) [original]", .choices = positions},
     {"deadline", "MS", CTL_INTEGER, offsetof(struct ctl_fetch_args, deadline_ms),
-     "the daemon gives up when it takes longer [what the daemon allows]", .min = 1, .max = UINT32_MAX},
+     "recompute everything where that is sooner; give up what takes longer [what the daemon allows]", .min = 1,
+     .max = UINT32_MAX},
     {0},
 };
 
 void ctl_fetch_defaults(void *args)
 {
     struct ctl_fetch_args *fetch = args;
-    fetch->ratio = 0.15;
+    fetch->ratio = -1;
     fetch->init_tokens = fetch->local_tokens = -1;
 }
 
@@ -104,4 +106,9 @@ void ctl_print_ratios(const struct samkv_figures *f, FILE *out)
             ctl_bytes(&stored, f->bytes_stored), ctl_percent(&part, (double)f->bytes_read, (double)f->bytes_stored));
     if (f->anchors_exceed_budget)
         fputs("; the anchors alone exceed the ratio", out);
+    if (f->decision == SAMKV_FETCH_RAISED)
+        fprintf(out, "; the collection's quality needs a ratio of %g", f->ratio);
+    else if (f->decision != SAMKV_FETCH_SPARSE)
+        fprintf(out, "; everything was recomputed: %s",
+                f->decision == SAMKV_FETCH_FULL_QUALITY ? "the collection's quality needs it" : "it is done sooner");
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "client/ctl/ctl_quality.h"
 #include "client/ctl/ctl.h"
 #include "client/ctl/ctl_text.h"
 
@@ -129,6 +130,12 @@ void ctl_json_figures(json_t *o, const struct samkv_figures *f)
     json_object_set_new(o, "backend", ctl_json_text(f->backend));
     json_object_set_new(o, "timing_ms", timing(&f->timing_ms));
     json_object_set_new(o, "request", whole(f->request));
+    json_object_set_new(o, "decision", json_string(ctl_decision_name(f->decision)));
+    json_object_set_new(o, "ratio", ctl_json_real(f->ratio));
+    if (f->sparse_ms != 0 || f->full_ms != 0) {
+        json_object_set_new(o, "expected_sparse_ms", f->sparse_ms >= 0 ? ctl_json_real(f->sparse_ms) : json_null());
+        json_object_set_new(o, "expected_full_ms", f->full_ms >= 0 ? ctl_json_real(f->full_ms) : json_null());
+    }
 }
 
 int ctl_json_print(json_t *object)

@@ -5,11 +5,14 @@
 #include <string.h>
 
 #include "client/ctl/ctl.h"
+#include "client/ctl/ctl_quality.h"
 #include "client/ctl/ctl_text.h"
 
 struct set_args {
     struct ctl_common common;
     int64_t quota_bytes, ttl_s, group, mode; /* -1: not given */
+    const char *quality;                     /* NULL: not given */
+    double share;                            /* of fetches that are measured; -1: likewise */
 };
 
 static enum samkv_status apply_quota(void *args, const char *value, struct samkv_error *err)
@@ -62,6 +65,10 @@ static const struct ctl_option options[] = {
      .kind = CTL_CUSTOM,
      .apply = apply_mode,
      .help = "as a file's: 0600 for you alone, 0640 lets the group read, 0660 write, 0644 all others read"},
+    {"quality", "Q", CTL_TEXT, offsetof(struct set_args, quality),
+     "that its sparse answers need: agreement=0.95, kl=0.05, or none"},
+    {"gate-share", "S", CTL_REAL, offsetof(struct set_args, share), "of fetches that are measured for it [0.01]",
+     .min = 0, .max = 1},
     {"json", NULL, CTL_FLAG, offsetof(struct ctl_common, json), "print one JSON object"},
     {0},
 };
@@ -70,12 +77,14 @@ static void defaults(void *args)
 {
     struct set_args *a = args;
     a->quota_bytes = a->ttl_s = a->group = a->mode = -1;
+    a->share = -1;
 }
 
 static int print_json(const struct samkv_configure_answer *a, uint64_t evicted)
 {
     json_t *o = json_object();
     json_object_set_new(o, "collection", ctl_json_collection(&a->collection));
+    json_object_set_new(o, "quality", a->quality ? ctl_json_quality(a->quality) : json_null());
     json_object_set_new(o, "evicted", json_integer((json_int_t)evicted));
     return ctl_json_print(o);
 }
@@ -91,10 +100,12 @@ static void print_text(const struct samkv_configure_answer *a, uint64_t evicted)
     if (evicted)
         printf(", %llu evicted", (unsigned long long)evicted);
     putchar('\n');
+    if (a->quality)
+        ctl_print_quality(a->quality);
 }
 
-/* Limits first, then who may use it: one request each, of which only those are made that change something. *evicted is
- * of the first. */
+/* Limits first, then who may use it, then its quality: one request each, of which only those are made that change
+ * something. *evicted is of the first. */
 static enum samkv_status change(struct ctl *ctl, struct samkv_reply *reply, uint64_t *evicted, struct samkv_error *err)
 {
     const struct set_args *args = ctl->args;
@@ -103,11 +114,16 @@ static enum samkv_status change(struct ctl *ctl, struct samkv_reply *reply, uint
     if (limits)
         st = samkv_client_configure(ctl->client, ctl->words[0], args->quota_bytes, args->ttl_s, reply, err);
     *evicted = limits && st == SAMKV_OK ? reply->answer.configure.evicted : 0;
-    if (st != SAMKV_OK || !share)
+    if (st == SAMKV_OK && share) {
+        if (limits)
+            samkv_reply_deinit(reply);
+        st = samkv_client_share(ctl->client, ctl->words[0], args->group, args->mode, reply, err);
+    }
+    if (st != SAMKV_OK || !(args->quality || args->share >= 0))
         return st;
-    if (limits)
+    if (limits || share)
         samkv_reply_deinit(reply);
-    return samkv_client_share(ctl->client, ctl->words[0], args->group, args->mode, reply, err);
+    return samkv_client_set_quality(ctl->client, ctl->words[0], args->quality, args->share, reply, err);
 }
 
 static int run(struct ctl *ctl)
@@ -116,8 +132,9 @@ static int run(struct ctl *ctl)
     struct samkv_reply reply;
     struct samkv_error err;
     uint64_t evicted;
-    if (args->quota_bytes < 0 && args->ttl_s < 0 && args->group < 0 && args->mode < 0) {
-        ctl_error("nothing to set: give --quota, --ttl, --group or --mode");
+    if (args->quota_bytes < 0 && args->ttl_s < 0 && args->group < 0 && args->mode < 0 && !args->quality &&
+        args->share < 0) {
+        ctl_error("nothing to set: give --quota, --ttl, --group, --mode, --quality or --gate-share");
         return CTL_USAGE;
     }
     int code = ctl_connect(ctl);
@@ -138,11 +155,14 @@ static int run(struct ctl *ctl)
 
 const struct ctl_command ctl_command_set = {
     .name = "set",
-    .arguments = "COLLECTION [--quota SIZE] [--ttl TIME] [--group GROUP] [--mode MODE]",
-    .summary = "Changes a collection's limits, and who may use it",
+    .arguments = "COLLECTION [--quota SIZE] [--ttl TIME] [--group GROUP] [--mode MODE] [--quality Q]",
+    .summary = "Changes a collection's limits, who may use it, and the quality it needs",
     .details =
         "A lowered quota evicts what was used least; a TTL counts from when each id was last ingested. A collection "
-        "is its owner's, like a file: others see it when its mode says so, as ~UID/NAME.",
+        "is its owner's, like a file: others see it when its mode says so, as ~UID/NAME.\n"
+        "A quality is measured on a share of fetches, in the background, against full recomputation: agreement\n"
+        "of the first tokens at least, or KL of their distributions in nats at most. While it is not met, fetches\n"
+        "keep more than they ask for, and at last recompute everything.",
     .options = {options},
     .args_bytes = sizeof(struct set_args),
     .defaults = defaults,

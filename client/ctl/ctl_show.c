@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "client/ctl/ctl.h"
+#include "client/ctl/ctl_quality.h"
 #include "client/ctl/ctl_text.h"
 
 struct show_args {
@@ -48,6 +49,10 @@ static void print_document(const struct samkv_show_answer *a)
     else if (d->expires_unix_s)
         field("expires", ctl_time(&expires, d->expires_unix_s));
     field("key", d->key);
+    if (a->quality)
+        ctl_print_quality(a->quality);
+    if (a->calibration)
+        ctl_print_calibration(a->calibration);
     if (!a->text_bytes)
         return;
     putchar('\n');
@@ -63,6 +68,8 @@ static int print_json(const struct samkv_show_answer *a)
     json_object_set(o, "document", json_array_get(list, 0));
     json_decref(list);
     json_object_set_new(o, "collection", ctl_json_collection(&a->collection));
+    json_object_set_new(o, "quality", a->quality ? ctl_json_quality(a->quality) : json_null());
+    json_object_set_new(o, "calibration", a->calibration ? ctl_json_calibration(a->calibration) : json_null());
     json_object_set_new(o, "text", text ? text : ctl_json_text(a->text));
     return ctl_json_print(o);
 }

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "client/ctl/ctl.h"
+#include "client/ctl/ctl_quality.h"
 #include "client/ctl/ctl_text.h"
 
 static const struct ctl_option options[] = {
@@ -160,6 +161,13 @@ static int print_json(const struct ctl *ctl, const struct samkv_status_answer *s
     for (size_t i = 0; i < s->collection_count; i++)
         json_array_append_new(list, ctl_json_collection(&s->collection_list[i]));
     json_object_set_new(o, "collection_list", list);
+    json_t *qualities = json_array(), *calibrations = json_array();
+    for (size_t i = 0; i < s->quality_count; i++)
+        json_array_append_new(qualities, ctl_json_quality(&s->qualities[i]));
+    for (size_t i = 0; i < s->calibration_count; i++)
+        json_array_append_new(calibrations, ctl_json_calibration(&s->calibrations[i]));
+    json_object_set_new(o, "qualities", qualities);
+    json_object_set_new(o, "calibrations", calibrations);
     for (size_t i = 0; i < s->counter_count; i++)
         json_object_set_new(counters, s->counters[i].name, ctl_json_real(s->counters[i].value));
     json_object_set_new(o, "counters", counters);
@@ -262,6 +270,10 @@ static void print_status(const struct ctl *ctl, const struct samkv_status_answer
     print_limits(s);
     print_collections(s);
     print_models(s);
+    for (size_t i = 0; i < s->calibration_count; i++)
+        ctl_print_calibration(&s->calibrations[i]);
+    for (size_t i = 0; i < s->quality_count; i++)
+        ctl_print_quality(&s->qualities[i]);
     print_tiers(s);
     const char *title = "counters";
     for (size_t i = 0; i < s->counter_count; i++) {

@@ -158,9 +158,10 @@ struct samkv_fetch_options {
     size_t query_bytes;
     const int32_t *query_tokens; /* instead of text */
     size_t query_token_count;
-    double ratio;                         /* of the documents' tokens to keep, (0, 1]; 0.15 */
+    double ratio;                         /* of the documents' tokens to keep, (0, 1]; -1: the model's calibrated one,
+                                             else 0.15 */
     enum samkv_fetch_selection selection; /* DYNAMIC: the budget is a bound; FIXED: it is filled */
-    const uint32_t *stable_layers;        /* NULL: the model's default */
+    const uint32_t *stable_layers;        /* NULL: the model's calibrated ones, else its default */
     size_t stable_layer_count;
     int64_t init_tokens, local_tokens; /* -1: the collection's */
     enum samkv_fetch_update update;    /* how recomputed K and V meet the cached ones */
@@ -173,7 +174,10 @@ struct samkv_fetch_options {
      * that are held use up what the daemon set aside: free some. An older daemon answers with host memory: see
      * samkv_cache.where. For samkv_ask_options it means nothing. */
     enum samkv_fetch_placement placement;
-    uint32_t deadline_ms; /* CANCELLED when it takes the daemon longer, waiting included; 0: as long as that allows */
+    /* After so long, waiting included, the reply is of no use; 0: as long as the daemon allows. With it, the daemon
+     * recomputes everything where that is done sooner than the sparse way, and ends with TIMEOUT at once what it knows
+     * to take longer, with CANCELLED what does. For samkv_ask_options only the last of this holds. */
+    uint32_t deadline_ms;
     enum samkv_fetch_scoring scoring;
     enum samkv_fetch_neighbours neighbours;
     uint64_t reserved[3];
@@ -246,6 +250,15 @@ struct samkv_blocks_kept {
     size_t count;
 };
 
+/* What was done, and why. RAISED: sparse, but at a higher ratio, since the collection's quality needs it. FULL_QUALITY,
+ * FULL_CHEAPER: everything was recomputed, for the quality or for the deadline. */
+enum samkv_fetch_decision {
+    SAMKV_FETCH_SPARSE = 0,
+    SAMKV_FETCH_RAISED = 1,
+    SAMKV_FETCH_FULL_QUALITY = 2,
+    SAMKV_FETCH_FULL_CHEAPER = 3,
+};
+
 /* What a fetch did. Arrays have one element a document, in the order of the request. */
 struct samkv_figures {
     uint32_t documents;
@@ -267,6 +280,9 @@ struct samkv_figures {
     const char *backend;
     struct samkv_timing timing_ms;
     uint64_t request; /* the daemon's number of this request, in its log and for samkv_client_trace; 0: it has none */
+    enum samkv_fetch_decision decision;
+    double ratio;              /* that was used; 0: the daemon does not say */
+    double sparse_ms, full_ms; /* with a deadline: what either way was expected to take; negative: not known */
 };
 
 /*
@@ -397,6 +413,34 @@ enum samkv_operation {
     SAMKV_OPERATION_COMPACT = 16,
     SAMKV_OPERATION_TRACE = 17,
     SAMKV_OPERATION_EVALUATE = 18,
+    SAMKV_OPERATION_CALIBRATE = 19,
+};
+
+/* What a collection needs of its sparse answers, and how far it is met. */
+struct samkv_quality_info {
+    const char *collection;
+    const char *target;     /* "agreement=0.95", "kl=0.05" */
+    double share;           /* of fetches that are measured */
+    uint32_t level;         /* 0: fetches keep what they ask for */
+    double ratio;           /* that they keep at least; 0: as they ask */
+    bool full;              /* everything is recomputed */
+    double estimate, bound; /* of the target's metric, and what it is surely not worse than */
+    double measurements;    /* that the estimate rests on; 0: there is none */
+    bool met;
+    uint64_t measured, raised, lowered;
+};
+
+/* What a model's calibration found. */
+struct samkv_calibration_info {
+    const char *model, *fingerprint;
+    const uint32_t *stable_layers; /* [stable_layer_count] */
+    size_t stable_layer_count;
+    double ratio;                      /* 0: none was looked for */
+    uint32_t block_tokens;             /* 0: likewise */
+    int64_t init_tokens, local_tokens; /* -1: as the collection has them */
+    uint32_t samples;
+    double recall, agreement, kl;
+    int64_t unix_s;
 };
 
 struct samkv_ingest_answer {
@@ -443,6 +487,8 @@ struct samkv_show_answer {
     struct samkv_collection_info collection;
     const char *text; /* decoded from the stored tokens; text[text_bytes] is 0 */
     size_t text_bytes;
+    const struct samkv_quality_info *quality;         /* of the collection; NULL: it needs none */
+    const struct samkv_calibration_info *calibration; /* of its model; NULL: it has none */
 };
 
 struct samkv_remove_answer {
@@ -471,11 +517,51 @@ struct samkv_status_answer {
     uint32_t user;                         /* the caller, as collections name owners; 0: the daemon's own, or root */
     uint64_t user_bytes, user_quota_bytes; /* what its collections are charged with, and may be; 0: any */
     bool partial; /* no administrator asked: sums are of what the caller may read, counters none */
+    const struct samkv_quality_info *qualities; /* by collection, the first hundred */
+    size_t quality_count;
+    const struct samkv_calibration_info *calibrations; /* of the daemon's models */
+    size_t calibration_count;
 };
 
 struct samkv_configure_answer {
-    struct samkv_collection_info collection; /* as it is now; `documents` counts ids */
-    uint64_t evicted;                        /* documents that went because the quota was lowered */
+    struct samkv_collection_info collection;  /* as it is now; `documents` counts ids */
+    uint64_t evicted;                         /* documents that went because the quota was lowered */
+    const struct samkv_quality_info *quality; /* NULL: it needs none */
+};
+
+struct samkv_calibrated_layer {
+    uint32_t layer;
+    double recall; /* negative: there was nothing to rank */
+};
+
+/* One way to fetch, and what it came to on the sample. */
+struct samkv_calibrated_variant {
+    uint32_t kind; /* 0: layers, 1: ratios, 2: anchors, 3: block sizes, of which recall is what they hold */
+    const char *what;
+    const uint32_t *layers; /* [layer_count] */
+    size_t layer_count;
+    double ratio;
+    bool fixed, chosen;
+    double recall; /* negative: not measured */
+    double agreement, agreement_error, kl, kl_error;
+    double sequence_ratio, recompute_ratio, ms;
+};
+
+/* Pieces before the last one tell how far it is. */
+struct samkv_calibrate_answer {
+    const char *phase;
+    uint32_t done, total; /* total 0: not known */
+    /* The rest is filled in the last piece only. */
+    uint32_t samples;
+    const struct samkv_calibrated_layer *layers;
+    size_t layer_count;
+    const struct samkv_calibrated_variant *variants;
+    size_t variant_count;
+    const struct samkv_calibration_info *calibration; /* NULL: it was only to be forgotten */
+    bool applied;                                     /* stored, or forgotten */
+    const struct samkv_quality_info *quality;         /* of the collection's gate; NULL: it has none */
+    double full_ms;
+    uint64_t request;
 };
 
 struct samkv_pin_answer {
@@ -569,6 +655,7 @@ struct samkv_reply {
         struct samkv_compact_answer compact;
         struct samkv_trace_answer trace;
         struct samkv_evaluate_answer evaluate;
+        struct samkv_calibrate_answer calibrate;
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;
@@ -644,6 +731,50 @@ SAMKV_API enum samkv_status samkv_client_configure(struct samkv_client *, const 
 SAMKV_API enum samkv_status samkv_client_share(struct samkv_client *, const char *collection, int64_t group,
                                                int64_t mode, struct samkv_reply *reply,
                                                struct samkv_error *err) SAMKV_MUST_USE;
+
+/*
+ * Changes the quality that a collection needs: "agreement=0.95" (the share of next tokens that are those of full
+ * recomputation, at least), "kl=0.05" (the divergence of their distributions in nats, at most) or "none"; NULL leaves
+ * it as it is. share: of its fetches that are measured in the background, 0 to 1; -1 leaves it. The answer is
+ * `configure`.
+ */
+SAMKV_API enum samkv_status samkv_client_set_quality(struct samkv_client *, const char *collection, const char *quality,
+                                                     double share, struct samkv_reply *reply,
+                                                     struct samkv_error *err) SAMKV_MUST_USE;
+
+struct samkv_calibrate_question {
+    const char *text; /* UTF-8, or NULL when tokens are given */
+    size_t text_bytes;
+    bool raw; /* the text is the whole query: no chat template around it */
+    const int32_t *tokens;
+    size_t token_count;
+    const char *const *ids; /* of the documents, in the order of the prompt */
+    size_t id_count;
+};
+
+/* samkv_calibrate_options_init gives the defaults. */
+struct samkv_calibrate_options {
+    const char *collection;
+    const struct samkv_calibrate_question *questions; /* NULL: they are drawn from the collection's own text */
+    size_t question_count;
+    uint32_t sample; /* questions at most; 0: 16, or all that are given */
+    uint64_t seed;   /* of drawing */
+    double ratio;    /* of the first measurements; -1: 0.15 */
+    enum samkv_fetch_selection selection;
+    enum samkv_fetch_update update; /* OVERWRITE or COSINE */
+    const char *quality;            /* that a ratio is looked for; NULL: the collection's */
+    bool apply;                     /* store what was found, and set the collection's gate by it */
+    bool forget;                    /* only remove what is stored for the collection's model */
+    uint64_t reserved[4];
+};
+SAMKV_API void samkv_calibrate_options_init(struct samkv_calibrate_options *);
+
+/* Finds the layers of the collection's model that rank blocks best, and what its sparse answers are worth. Takes
+ * minutes; fetches go first meanwhile. on_progress as on_text above. */
+SAMKV_API enum samkv_status
+samkv_client_calibrate(struct samkv_client *, const struct samkv_calibrate_options *,
+                       bool (*on_progress)(void *arg, const struct samkv_calibrate_answer *), void *arg,
+                       struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
 
 /* Removes what nobody needs: expired ids, documents that nothing refers to, what ingests left behind. */
 SAMKV_API enum samkv_status samkv_client_gc(struct samkv_client *,
@@ -751,6 +882,11 @@ SAMKV_API enum samkv_status samkv_client_submit_configure(struct samkv_client *,
 SAMKV_API enum samkv_status samkv_client_submit_share(struct samkv_client *, const char *collection, int64_t group,
                                                       int64_t mode, uint64_t *request,
                                                       struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_set_quality(struct samkv_client *, const char *collection,
+                                                            const char *quality, double share, uint64_t *request,
+                                                            struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_calibrate(struct samkv_client *, const struct samkv_calibrate_options *,
+                                                          uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_gc(struct samkv_client *, uint64_t *request,
                                                    struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_status(struct samkv_client *, uint64_t *request,

@@ -45,7 +45,12 @@
     X(ASK_TOKENS,       "ask_tokens")                                               \
     X(REPAIRED,         "repaired_records")       /* damage computed again */       \
     X(TRACES,           "requests_trace")                                           \
-    X(EVALUATIONS,      "requests_evaluate")
+    X(EVALUATIONS,      "requests_evaluate")                                       \
+    X(CALIBRATES,       "requests_calibrate")                                       \
+    X(FETCH_RAISED,     "fetch_raised")           /* a gate asked for more */       \
+    X(FETCH_FULL,       "fetch_full_quality")     /* or for everything */           \
+    X(FETCH_CHEAPER,    "fetch_full_cheaper")     /* sooner than sparsely */        \
+    X(FETCH_LATE,       "fetch_deadline_missed")  /* or refused for it */
 /* clang-format on */
 
 enum samkv_metric {

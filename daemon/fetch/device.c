@@ -376,7 +376,8 @@ static enum samkv_status wait_for_anchors(void *arg, uint32_t layer, struct samk
 static void score_on_lane(void *arg)
 {
     struct plan *p = arg;
-    const struct samkv_fetch_job *job = p->job;
+    struct samkv_fetch_job *job = p->job;
+    double since = samkv_now_ms();
     struct samkv_query_pass query = samkv_fetch_job_query_pass(job, p->rows);
     query.before_layer = wait_for_anchors;
     query.before_layer_arg = p;
@@ -395,13 +396,14 @@ static void score_on_lane(void *arg)
         .ready_arg = p,
     };
     p->status = samkv_query_scores(&p->engine, &p->cache, &query, &scoring, &p->lane_err);
+    job->query_lane_ms = samkv_now_ms() - since;
 }
 
 static void start_query(void *arg)
 {
     struct plan *p = arg;
     p->started = true;
-    samkv_lane_start(p->engine.lane, SAMKV_URGENT, score_on_lane, p, &p->lane_job);
+    samkv_lane_start(p->engine.lane, p->job->request->urgency, score_on_lane, p, &p->lane_job);
 }
 
 /* Preamble and anchors, which the query's pass sees: it begins with the first band of their layers. */
@@ -525,14 +527,14 @@ static void recompute_on_lane(void *arg)
     recompute.before_layer_arg = f;
     double since = samkv_now_ms();
     f->status = samkv_recompute(&job->engine, &job->cache, &recompute, &f->recompute_err);
-    job->timing.recompute = samkv_fetch_job_lap(job, SAMKV_PHASE_RECOMPUTE, &since);
+    job->recompute_lane_ms = job->timing.recompute = samkv_fetch_job_lap(job, SAMKV_PHASE_RECOMPUTE, &since);
 }
 
 static void start_recomputation(void *arg)
 {
     struct fill *f = arg;
     f->started = true;
-    samkv_lane_start(f->job->engine.lane, SAMKV_URGENT, recompute_on_lane, f, &f->lane_job);
+    samkv_lane_start(f->job->engine.lane, f->job->request->urgency, recompute_on_lane, f, &f->lane_job);
 }
 
 static struct destination reply_of(struct fill *f)

@@ -50,7 +50,7 @@ static size_t list_in_turn(const struct samkv_fetch_job *job, struct place *plac
 /* What SAMKV keeps at most: its budget, or the anchors alone. */
 static uint64_t budget_tokens(const struct samkv_fetch_job *job, size_t *blocks)
 {
-    uint64_t anchors = 0, budget = (uint64_t)ceil(job->request->ratio * job->total_tokens - 1e-6);
+    uint64_t anchors = 0, budget = (uint64_t)ceil(job->ratio * job->total_tokens - 1e-6);
     *blocks = 0;
     for (uint32_t i = 0; i < job->document_count; i++) {
         const struct samkv_blocks *b = &job->documents[i].blocks;

@@ -133,7 +133,7 @@ static enum samkv_status prepare_buffers(struct reply *r, struct samkv_error *er
         return SAMKV_OK;
     }
     status = samkv_memory_check(2 * r->memory.layout.memory_bytes, err);
-    if (!status)
+    if (!status && !samkv_fetch_job_is_full(job))
         status =
             samkv_stage_init(&job->stage, job->engine.device, &job->collection.shape, job->rows - job->query_rows, err);
     return status ? status : samkv_kv_cache_init(&job->cache, job->engine.model, job->rows, err);
@@ -274,7 +274,11 @@ static enum samkv_status run(struct reply *r, struct samkv_error *err)
         return samkv_fail(err, SAMKV_UNSUPPORTED,
                           "%s has no memory to share: ask for the reply in host memory (placement host)",
                           job->engine.device->name);
-    enum samkv_status status = samkv_fetch_job_plan(job, err);
+    enum samkv_status status = samkv_fetch_job_decide(job, err);
+    if (!status)
+        status = samkv_fetch_job_is_full(job) ? samkv_fetch_job_keep_full(job, err) : samkv_fetch_job_plan(job, err);
+    if (!status)
+        status = samkv_fetch_job_check_deadline(job, err);
     if (!status)
         status = samkv_fetch_job_lay_out(job, job->request->with_query, err);
     if (status)
@@ -312,7 +316,11 @@ static enum samkv_status attempt(struct samkv_models *models, struct samkv_store
     if (!status)
         status = run(&reply, err);
     if (!status)
+        status = samkv_fetch_job_check_deadline(&job, err);
+    if (!status) {
+        samkv_fetch_job_learn(&job);
         status = samkv_fetch_job_report(&job, out, err);
+    }
     if (!status)
         hand_over(&reply, out);
     if (job.engine.device)

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "proto/status.h"
+#include "daemon/base/lane.h"
 #include "daemon/base/trace.h"
 #include "daemon/samkv/lease.h"
 #include "daemon/samkv/models.h"
@@ -17,6 +18,7 @@
 #include "daemon/store/store.h"
 
 #define SAMKV_MAX_DOCUMENTS 4096 /* of one request */
+#define SAMKV_FETCH_RATIO   0.15 /* where neither the request nor a calibration names one */
 
 struct samkv_fetch_result;
 
@@ -34,6 +36,14 @@ enum samkv_scoring {
     SAMKV_SCORE_ATTEND = 4,
 };
 
+/* What a fetch did, and why. */
+enum samkv_decision {
+    SAMKV_DECISION_SPARSE = 0,       /* as it was asked */
+    SAMKV_DECISION_RAISED = 1,       /* sparse, but kept more: the collection's quality gate wants a higher ratio */
+    SAMKV_DECISION_FULL_QUALITY = 2, /* everything recomputed: the gate wants that */
+    SAMKV_DECISION_FULL_CHEAPER = 3, /* likewise: with the deadline in view it is done sooner than the sparse way */
+};
+
 struct samkv_fetch_request {
     const char *collection; /* NULL or "": "default" */
     const char *const *ids;
@@ -42,11 +52,16 @@ struct samkv_fetch_request {
     size_t query_bytes;
     const int32_t *query_tokens;
     size_t query_count;
-    double ratio; /* (0, 1] */
-    bool fixed;   /* selection=fixed, else dynamic */
+    double ratio;                  /* (0, 1]; 0: the model's calibrated one, else 0.15 */
+    double least_ratio;            /* the collection's quality gate keeps this much at least; 0: it does not ask */
+    bool full;                     /* nor does it trust that: everything is recomputed */
+    double deadline_at_ms;         /* of samkv_now_ms: after it the reply is of no use; 0: no deadline */
+    enum samkv_urgency urgency;    /* of what runs on the lane; 0 is URGENT */
+    bool unseen;                   /* it is no use of the documents: eviction does not hear of it */
+    bool fixed;                    /* selection=fixed, else dynamic */
     enum samkv_scoring scoring;
     enum samkv_neighbours neighbours;
-    const uint32_t *stable_layers; /* NULL: the default */
+    const uint32_t *stable_layers; /* NULL: the model's calibrated ones, else the default */
     size_t stable_count;
     int64_t init_tokens, local_tokens; /* -1: the collection's */
     enum samkv_update update;
@@ -103,6 +118,9 @@ struct samkv_fetch_result {
     uint32_t stable_count;
     uint64_t bytes_read, bytes_stored;
     bool anchors_exceed_budget;
+    enum samkv_decision decision;
+    double ratio;              /* that was used */
+    double sparse_ms, full_ms; /* with a deadline: what either way was expected to take; negative: not known */
     char backend[64];
     struct samkv_fetch_timing timing_ms;
 };

@@ -39,6 +39,11 @@ struct samkv_fetch_job {
     size_t query_count;
     uint32_t *stable; /* ascending, heap */
     uint32_t stable_count;
+    double ratio; /* the request's, the calibration's or the default, raised by the gate */
+    bool fixed;   /* the ratio is filled: the request wants it, or the ratio is a measured one, which was filled */
+    enum samkv_decision decision;
+    double sparse_ms, full_ms; /* see the result */
+    float *scores;             /* [stable][all blocks], borrowed: planning leaves its scores there; else NULL */
     uint32_t total_tokens;
     uint32_t query_position; /* joint position of the query's first token */
 
@@ -62,6 +67,7 @@ struct samkv_fetch_job {
     uint64_t bytes_stored;
     double started_ms;
     struct samkv_fetch_timing timing;
+    double query_lane_ms, recompute_lane_ms; /* of timing's query and recompute: without waiting for the lane */
 };
 
 /* Milliseconds since *since, which becomes now; the trace gets them as this phase. */
@@ -93,6 +99,41 @@ bool samkv_fetch_job_query_sees(const struct samkv_fetch_job *, const struct sam
 bool samkv_fetch_job_scores_tokens(const struct samkv_fetch_job *);
 /* Instead of plan: everything is kept and nothing recomputed (naive reuse). */
 enum samkv_status samkv_fetch_job_keep_all(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* Whether everything is recomputed. */
+static inline bool samkv_fetch_job_is_full(const struct samkv_fetch_job *job)
+{
+    return job->decision >= SAMKV_DECISION_FULL_QUALITY;
+}
+
+/* Once the job is open: the sparse way or a full recomputation, by the gate and the deadline. TIMEOUT when the deadline
+ * is over, or neither way can keep it. */
+enum samkv_status samkv_fetch_job_decide(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* TIMEOUT when the deadline is over. */
+enum samkv_status samkv_fetch_job_check_deadline(const struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/* What the job's phases took, for later estimates. */
+void samkv_fetch_job_learn(const struct samkv_fetch_job *);
+
+/* Instead of plan: everything is kept and recomputed in all layers. Then laying out has the query along if wanted. */
+enum samkv_status samkv_fetch_job_keep_full(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
+
+/*
+ * Instead of fill: the laid out rows, all of them, jointly prefilled into job->cache (given), where row, position and
+ * visible rows are the same thing. step_rows 0: in one call on the lane; else in several, between which others' turn
+ * comes. tap (may be NULL) sees each pass; *pass_first (may be NULL) is then the prompt's row that is the pass's first.
+ */
+struct samkv_full_prefill {
+    int step_rows;
+    void (*tap)(void *arg, struct samkv_stream *, const struct samkv_tap *);
+    void *tap_arg;
+    int *pass_first;
+    void (*meanwhile)(void *arg); /* as of fill; may be NULL */
+    void *meanwhile_arg;
+};
+enum samkv_status samkv_fetch_job_prefill(struct samkv_fetch_job *, const struct samkv_full_prefill *,
+                                          struct samkv_error *) SAMKV_MUST_USE;
 
 /* The rows of the reply, from the selection. */
 enum samkv_status samkv_fetch_job_lay_out(struct samkv_fetch_job *, bool with_query,

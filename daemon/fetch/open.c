@@ -6,18 +6,19 @@
 #include "daemon/base/ids.h"
 #include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
+#include "daemon/ingest/calibration.h"
 
 /* Rows are counted in int32 on devices. */
 #define MAX_ROWS (1u << 30)
 
 void samkv_fetch_request_init(struct samkv_fetch_request *r)
 {
-    *r = (struct samkv_fetch_request){.ratio = 0.15, .init_tokens = -1, .local_tokens = -1};
+    *r = (struct samkv_fetch_request){.init_tokens = -1, .local_tokens = -1};
 }
 
 static enum samkv_status check_request(const struct samkv_fetch_request *r, struct samkv_error *err)
 {
-    if (!(r->ratio > 0 && r->ratio <= 1))
+    if (!(r->ratio >= 0 && r->ratio <= 1)) /* 0 is none */
         return samkv_fail(err, SAMKV_INVALID, "ratio %g is out of range: say more than 0 and at most 1", r->ratio);
     if (r->update == SAMKV_UPDATE_THETA && !(r->theta >= 0 && r->theta <= 1))
         return samkv_fail(err, SAMKV_INVALID, "theta %g is out of range: say 0 to 1", r->theta);
@@ -37,20 +38,22 @@ static int compare_layers(const void *a, const void *b)
     return x < y ? -1 : x > y;
 }
 
-/* The request's stable layers, sorted and without repetitions; by default the last max(1, L/8). */
-static enum samkv_status read_stable_layers(struct samkv_fetch_job *job, struct samkv_error *err)
+/* The request's stable layers, sorted and without repetitions; else the calibrated ones, else the last max(1, L/8). */
+static enum samkv_status read_stable_layers(struct samkv_fetch_job *job, const struct samkv_calibration *calibrated,
+                                            struct samkv_error *err)
 {
     const struct samkv_fetch_request *r = job->request;
     uint32_t layers = job->engine.model->config.layers;
     uint32_t standard = layers / 8 > 1 ? layers / 8 : 1;
-    size_t count = r->stable_count ? r->stable_count : standard;
+    const uint32_t *named = r->stable_count ? r->stable_layers : calibrated ? calibrated->layers : NULL;
+    size_t count = r->stable_count ? r->stable_count : calibrated ? calibrated->layer_count : standard;
     if (count > layers)
         return samkv_fail(err, SAMKV_INVALID, "%zu stable layers are more than the model's %u", count, layers);
     job->stable = malloc(count * sizeof *job->stable);
     if (!job->stable)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     for (size_t i = 0; i < count; i++) {
-        job->stable[i] = r->stable_count ? r->stable_layers[i] : layers - standard + (uint32_t)i;
+        job->stable[i] = named ? named[i] : layers - standard + (uint32_t)i;
         if (job->stable[i] >= layers)
             return samkv_fail(err, SAMKV_INVALID, "stable layer %u does not exist: the model has layers 0 to %u",
                               job->stable[i], layers - 1);
@@ -60,6 +63,29 @@ static enum samkv_status read_stable_layers(struct samkv_fetch_job *job, struct 
         if (i == 0 || job->stable[i] != job->stable[job->stable_count - 1])
             job->stable[job->stable_count++] = job->stable[i];
     return SAMKV_OK;
+}
+
+/* What the model's calibration says where the request does not, and what the collection's gate wants at least. */
+static enum samkv_status read_calibrated(struct samkv_fetch_job *job, struct samkv_error *err)
+{
+    const struct samkv_fetch_request *r = job->request;
+    struct samkv_calibration calibration;
+    enum samkv_status found = SAMKV_NOT_FOUND;
+    if (!r->stable_count || r->ratio <= 0)
+        found = samkv_calibration_load(job->snapshot, job->engine.model->fingerprint, job->engine.model->config.layers,
+                                       &calibration, err);
+    if (found != SAMKV_OK && found != SAMKV_NOT_FOUND && found != SAMKV_CORRUPT)
+        return found;
+    /* A damaged one makes no fetch fail: the defaults were good enough before there was any. */
+    const struct samkv_calibration *c = found == SAMKV_OK ? &calibration : NULL;
+    job->ratio = r->ratio > 0 ? r->ratio : c && c->ratio > 0 ? c->ratio : SAMKV_FETCH_RATIO;
+    job->fixed = r->fixed || (r->ratio <= 0 && c && c->ratio > 0);
+    if (r->least_ratio > job->ratio) {
+        job->ratio = r->least_ratio;
+        job->fixed = true;
+        job->decision = SAMKV_DECISION_RAISED;
+    }
+    return read_stable_layers(job, c, err);
 }
 
 static enum samkv_status read_query(struct samkv_fetch_job *job, struct samkv_error *err)
@@ -186,14 +212,14 @@ enum samkv_status samkv_fetch_job_open(struct samkv_fetch_job *job, struct samkv
         return status;
     job->engine = *engine;
     job->engine.stored = job->collection.shape.dtype;
-    status = read_stable_layers(job, err);
+    status = read_calibrated(job, err);
     if (!status)
         status = read_query(job, err);
     if (!status)
         status = open_documents(job, err);
     if (!status && job->collection.preamble_tokens)
         status = open_preamble(job, err);
-    for (uint32_t i = 0; i < job->document_count && !status; i++)
+    for (uint32_t i = 0; i < job->document_count && !status && !request->unseen; i++)
         samkv_store_use(store, &job->documents[i].manifest.key);
     return status;
 }

@@ -1,5 +1,6 @@
 /* Step "plan" of a fetch: index and anchors are read, the query runs over the anchors, and the blocks are chosen. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
@@ -166,6 +167,7 @@ static void query_on_lane(void *arg)
     struct plan *p = arg;
     struct samkv_fetch_job *job = p->job;
     int preamble = (int)job->collection.preamble_tokens, anchors = (int)p->anchor_rows;
+    double since = samkv_now_ms();
     const struct samkv_query_pass query = samkv_fetch_job_query_pass(job, (size_t)(preamble + anchors));
     p->status =
         samkv_kv_cache_init(&p->cache, job->engine.model, (size_t)(preamble + anchors) + job->query_count, p->err);
@@ -180,6 +182,7 @@ static void query_on_lane(void *arg)
     else if (!p->status)
         p->status = samkv_query_vector(&job->engine, &p->cache, &query, p->q_query, p->err);
     samkv_kv_cache_deinit(&p->cache, job->engine.device);
+    job->query_lane_ms = samkv_now_ms() - since;
 }
 
 enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *job, const struct samkv_select_document *documents,
@@ -197,11 +200,19 @@ enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *job, const stru
         .scores = scores,
         .documents = documents,
         .document_count = job->document_count,
-        .ratio = job->request->ratio,
-        .fixed = job->request->fixed,
+        .ratio = job->ratio,
+        .fixed = job->fixed,
         .neighbours = job->request->neighbours,
     };
-    return samkv_select(&input, &job->selection, err);
+    size_t blocks = 0;
+    for (uint32_t i = 0; i < job->document_count; i++)
+        blocks += documents[i].blocks.count;
+    enum samkv_status status = SAMKV_OK;
+    if (job->scores && scores)
+        memcpy(job->scores, scores, job->stable_count * blocks * sizeof *scores);
+    else if (job->scores)
+        status = samkv_select_scores(&input, job->scores, err);
+    return status ? status : samkv_select(&input, &job->selection, err);
 }
 
 static enum samkv_status choose(struct plan *p)
@@ -229,7 +240,7 @@ enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *job, struct samkv
         status = read_anchors(&p);
     job->timing.index = samkv_fetch_job_lap(job, SAMKV_PHASE_INDEX, &since);
     if (!status) {
-        samkv_lane_call(job->engine.lane, SAMKV_URGENT, query_on_lane, &p);
+        samkv_lane_call(job->engine.lane, job->request->urgency, query_on_lane, &p);
         status = p.status;
     }
     job->timing.query = samkv_fetch_job_lap(job, SAMKV_PHASE_QUERY, &since);

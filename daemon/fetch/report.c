@@ -47,6 +47,10 @@ enum samkv_status samkv_fetch_job_report(const struct samkv_fetch_job *job, stru
     r->bytes_read = samkv_snapshot_bytes_read(job->snapshot);
     r->bytes_stored = job->bytes_stored;
     r->anchors_exceed_budget = job->selection.anchors_exceed_budget;
+    r->decision = job->decision;
+    r->ratio = samkv_fetch_job_is_full(job) ? 1 : job->ratio;
+    r->sparse_ms = job->sparse_ms;
+    r->full_ms = job->full_ms;
     snprintf(r->backend, sizeof r->backend, "%s", job->engine.device->name);
     r->timing_ms = job->timing;
     r->timing_ms.total = samkv_now_ms() - job->started_ms;

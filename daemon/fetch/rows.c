@@ -35,6 +35,8 @@ static void set_row(struct samkv_fetch_job *job, uint32_t row, int32_t token, in
 /* What is added by DELTA is a difference of two passes that all rows go through alike. */
 static uint32_t depth_of(const struct samkv_fetch_job *job, uint32_t depth)
 {
+    if (samkv_fetch_job_is_full(job))
+        return depth;
     if (job->request->no_recompute || !depth)
         return 0;
     return job->request->update == SAMKV_UPDATE_DELTA ? job->stable[job->stable_count - 1] + 1 : depth;
@@ -44,7 +46,7 @@ static uint32_t lay_out_document(struct samkv_fetch_job *job, uint32_t i, uint32
 {
     struct samkv_fetch_document *d = &job->documents[i];
     const struct samkv_selected *s = &job->selection.documents[i];
-    uint32_t passes = job->request->update == SAMKV_UPDATE_DELTA ? 2 : 1;
+    uint32_t passes = job->request->update == SAMKV_UPDATE_DELTA && !samkv_fetch_job_is_full(job) ? 2 : 1;
     d->first_kept_row = row;
     for (uint32_t k = 0; k < s->keep_count; k++) {
         uint32_t first = samkv_block_first(&d->blocks, s->keep[k]);
@@ -166,23 +168,29 @@ static void recompute_on_lane(void *arg)
 {
     struct lane_work *w = arg;
     struct samkv_fetch_job *job = w->job;
+    double since = samkv_now_ms();
     const struct samkv_recompute recompute = samkv_fetch_job_recomputation(job);
     w->status = samkv_stage_place(&job->engine, &job->stage, &job->cache, job->position, 0, recompute.rows, w->err);
     if (!w->status)
         w->status = samkv_recompute(&job->engine, &job->cache, &recompute, w->err);
+    job->recompute_lane_ms = samkv_now_ms() - since;
 }
 
 enum samkv_status samkv_fetch_job_fill(struct samkv_fetch_job *job, void (*meanwhile)(void *arg), void *arg,
                                        struct samkv_error *err)
 {
     struct lane_work work = {.job = job, .err = err};
+    if (samkv_fetch_job_is_full(job)) {
+        const struct samkv_full_prefill whole = {.meanwhile = meanwhile, .meanwhile_arg = arg};
+        return samkv_fetch_job_prefill(job, &whole, err);
+    }
     if (!job->engine.device->unified)
         return samkv_fetch_device_fill(job, meanwhile, arg, err);
     enum samkv_status status = load(job, err);
     double since = samkv_now_ms();
     if (status)
         return status;
-    samkv_lane_call(job->engine.lane, SAMKV_URGENT, recompute_on_lane, &work);
+    samkv_lane_call(job->engine.lane, job->request->urgency, recompute_on_lane, &work);
     job->timing.recompute = samkv_fetch_job_lap(job, SAMKV_PHASE_RECOMPUTE, &since);
     return work.status;
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/ids.h"
+#include "daemon/ingest/calibration.h"
 
 static const char *name_of(const char *collection)
 {
@@ -133,9 +134,29 @@ static void take_model(struct samkv_collection *c, const struct samkv_engine *en
     c->heads = engine->model->config.heads;
 }
 
-static enum samkv_status make_new(struct samkv_models *models, const struct samkv_ingest_request *r,
-                                  enum samkv_codec codec, struct samkv_collection *c, struct samkv_engine **engine,
-                                  struct samkv_error *err)
+/* Sizes of blocks and anchors as the model's calibration has them; a damaged one says nothing. */
+static enum samkv_status take_calibrated(struct samkv_snapshot *snapshot, const struct samkv_engine *engine,
+                                         struct samkv_collection *c, struct samkv_error *err)
+{
+    struct samkv_calibration found;
+    enum samkv_status status =
+        samkv_calibration_load(snapshot, engine->model->fingerprint, engine->model->config.layers, &found, err);
+    if (status == SAMKV_NOT_FOUND || status == SAMKV_CORRUPT)
+        return SAMKV_OK;
+    if (status)
+        return status;
+    if (found.block_tokens)
+        c->block_tokens = found.block_tokens;
+    if (found.init_tokens >= 0)
+        c->init_tokens = (uint32_t)found.init_tokens;
+    if (found.local_tokens > 0)
+        c->local_tokens = (uint32_t)found.local_tokens;
+    return SAMKV_OK;
+}
+
+static enum samkv_status make_new(struct samkv_models *models, struct samkv_snapshot *snapshot,
+                                  const struct samkv_ingest_request *r, enum samkv_codec codec,
+                                  struct samkv_collection *c, struct samkv_engine **engine, struct samkv_error *err)
 {
     const char *name = name_of(r->collection);
     *c = (struct samkv_collection){
@@ -158,6 +179,8 @@ static enum samkv_status make_new(struct samkv_models *models, const struct samk
     enum samkv_status status = samkv_collection_mask(c, err);
     if (!status)
         status = pick_codec(r->spec.codec, codec, &c->codec, err);
+    if (!status)
+        status = take_calibrated(snapshot, *engine, c, err);
     if (!status)
         status = pick_sizes(&r->spec, c, err);
     return status ? status : set_preamble(r, *engine, c, err);
@@ -229,7 +252,7 @@ enum samkv_status samkv_spec_resolve(struct samkv_models *models, struct samkv_s
     enum samkv_status status = samkv_spec_open(models, snapshot, r->collection, out, engine, err);
     *exists = status == SAMKV_OK;
     if (status == SAMKV_NOT_FOUND)
-        status = make_new(models, r, codec, out, engine, err);
+        status = make_new(models, snapshot, r, codec, out, engine, err);
     else if (!status)
         status = compare(models, r, out, err);
     else

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "daemon/net/handlers.h"
+#include "daemon/net/quality.h"
 
 /* ------------------------------------------------------------------ the table */
 
@@ -39,6 +40,7 @@ static const struct row table[] = {
     {"requests_gc", REQUEST, KIND("gc")},
     {"requests_compact", REQUEST, KIND("compact")},
     {"requests_trace", REQUEST, KIND("trace")},
+    {"requests_calibrate", REQUEST, KIND("calibrate")},
     {"requests_failed", "samkv_requests_failed_total", NULL, COUNTER, "Requests that were answered with an error."},
     {"requests_busy", "samkv_requests_busy_total", NULL, COUNTER, "Failed requests whose error was BUSY."},
     {"requests_running", "samkv_requests_in_flight", NULL, GAUGE, "Requests that a worker has or that wait for one."},
@@ -60,6 +62,16 @@ static const struct row table[] = {
     {"fetch_bytes_stored", "samkv_fetch_stored_bytes_total", NULL, COUNTER, "What reading the fetched documents whole would have been."},
     {"fetch_tokens_kept", "samkv_fetch_tokens_total", "kind=\"kept\"", COUNTER, "Document tokens of fetches: all of them, and of those, kept."},
     {"fetch_tokens_total", "samkv_fetch_tokens_total", "kind=\"all\""},
+    {"fetch_raised", "samkv_fetch_decisions_total", "decision=\"raised\"", COUNTER, "Fetches that kept more than they asked for, or recomputed everything, and why."},
+    {"fetch_full_quality", "samkv_fetch_decisions_total", "decision=\"full_quality\""},
+    {"fetch_full_cheaper", "samkv_fetch_decisions_total", "decision=\"full_cheaper\""},
+    {"fetch_deadline_missed", "samkv_fetch_deadlines_missed_total", NULL, COUNTER, "Fetches that failed for their deadline."},
+    {"quality_gates", "samkv_quality_gates", NULL, GAUGE, "Collections that need a quality."},
+    {"quality_measured", "samkv_quality_measurements_total", NULL, COUNTER, "Comparisons with full recomputation."},
+    {"quality_raised", "samkv_quality_moves_total", "direction=\"up\"", COUNTER, "Moves of quality gates."},
+    {"quality_lowered", "samkv_quality_moves_total", "direction=\"down\""},
+    {"quality_dropped", "samkv_quality_dropped_total", NULL, COUNTER, "Measurements that found no room or no idle moment, or failed."},
+    {"quality_waiting", "samkv_quality_waiting", NULL, GAUGE, "Fetches that wait to be measured."},
     {"ask_tokens", "samkv_ask_tokens_total", NULL, COUNTER, "Tokens of answers."},
     {"repaired_records", "samkv_repaired_records_total", NULL, COUNTER, "Damaged records that were computed again."},
     {"checksum_failures", "samkv_damaged_records_total", NULL, COUNTER, "Times that reading met a damaged record."},
@@ -278,6 +290,7 @@ void samkv_exposition_write(const struct samkv_service *service, const struct sa
     fputs("samkv_build_info{version=\"" SAMKV_VERSION "\"} 1\n", out);
     write_rows(out, &c);
     write_others(out, &c);
+    samkv_quality_write_metrics(service, out);
     for (int i = 0; i < SAMKV_HISTOGRAM_COUNT; i++) {
         const struct samkv_histogram_row *row = samkv_metric_histogram(i);
         char family[80];

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "daemon/net/handlers.h"
+#include "daemon/net/quality.h"
 
 #define LIST_DEFAULT   1000
 #define LIST_MAX       10000
@@ -312,6 +313,13 @@ static enum samkv_status show(struct samkv_request *r, struct samkv_snapshot *sn
     Samkv__ShowReply message = SAMKV__SHOW_REPLY__INIT;
     message.document = &row->message;
     message.collection = &collection.message;
+    struct samkv_quality_row quality;
+    struct samkv_calibration_row calibration;
+    const struct samkv_engine *engine = samkv_models_match(r->service->models, c->fingerprint);
+    if (samkv_quality_row_fill(r->service, c->name, &quality))
+        message.quality = &quality.message;
+    if (engine && samkv_calibration_row_fill(r->service, engine, &calibration))
+        message.calibration = &calibration.message;
     char *text = NULL;
     size_t bytes = 0;
     st = samkv_snapshot_each_name(snapshot, c->name, "", count_name, &collection.message.documents, err);

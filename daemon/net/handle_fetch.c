@@ -7,8 +7,7 @@
 #include "daemon/net/handlers.h"
 #include "daemon/net/lease_watch.h"
 
-#define DEFAULT_RATIO 0.15
-
+/* What was validated, in the job's own terms. Pointers are the message's. */
 void samkv_fetch_message_read(struct samkv_request *r, const Samkv__FetchRequest *m, const char *collection,
                               struct samkv_fetch_request *out)
 {
@@ -23,7 +22,7 @@ void samkv_fetch_message_read(struct samkv_request *r, const Samkv__FetchRequest
         out->query_text = (const char *)m->query_text.data;
         out->query_bytes = m->query_text.len;
     }
-    out->ratio = m->ratio_given_case == SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO ? m->ratio : DEFAULT_RATIO;
+    out->ratio = m->ratio_given_case == SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO ? m->ratio : 0;
     out->fixed = m->selection == SAMKV__SELECTION__FIXED;
     out->stable_layers = m->n_stable_layers ? m->stable_layers : NULL;
     out->stable_count = m->n_stable_layers;
@@ -52,6 +51,7 @@ void samkv_fetch_message_read(struct samkv_request *r, const Samkv__FetchRequest
     out->with_query = m->with_query;
     out->placement = m->placement == SAMKV__PLACEMENT__DEVICE ? SAMKV_PLACE_DEVICE : SAMKV_PLACE_HOST;
     out->user = r->caller->peer.uid;
+    out->deadline_at_ms = m->deadline_ms > 0 ? r->accepted_ms + m->deadline_ms : 0;
     out->cancelled = &r->cancelled;
     out->trace = &r->traced.trace;
 }
@@ -111,6 +111,10 @@ static void fill_figures(const struct samkv_fetch_result *result, Samkv__FetchRe
     m->bytes_read = result->bytes_read;
     m->bytes_stored = result->bytes_stored;
     m->anchors_exceed_budget = result->anchors_exceed_budget;
+    m->decision = (Samkv__Decision)result->decision;
+    m->ratio = result->ratio;
+    m->sparse_ms = result->sparse_ms;
+    m->full_ms = result->full_ms;
     m->backend = (char *)result->backend;
 }
 
@@ -189,6 +193,18 @@ static void count(struct samkv_request *r, const struct samkv_fetch_result *resu
     samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_TOKENS, result->total_tokens);
 }
 
+/* What was decided for or against the client. */
+static void count_decision(struct samkv_metrics *metrics, enum samkv_status st, enum samkv_decision decision)
+{
+    static const enum samkv_metric decisions[] = {[SAMKV_DECISION_RAISED] = SAMKV_METRIC_FETCH_RAISED,
+                                                  [SAMKV_DECISION_FULL_QUALITY] = SAMKV_METRIC_FETCH_FULL,
+                                                  [SAMKV_DECISION_FULL_CHEAPER] = SAMKV_METRIC_FETCH_CHEAPER};
+    if (st == SAMKV_TIMEOUT)
+        samkv_metrics_add(metrics, SAMKV_METRIC_FETCH_LATE, 1);
+    else if (st == SAMKV_OK && decision != SAMKV_DECISION_SPARSE)
+        samkv_metrics_add(metrics, decisions[decision], 1);
+}
+
 /* What the fetch's announcement needs. */
 struct announcer {
     struct samkv_request *request;
@@ -250,6 +266,7 @@ enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMes
     char collection[SAMKV_ID_MAX_BYTES + 1];
     enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_READ, collection, err);
     samkv_fetch_message_read(r, m, collection, &request);
+    samkv_gates_apply(r->service->gates, &request);
     request.announce = announce;
     request.announce_arg = &announcer;
     if (st == SAMKV_OK && request.placement == SAMKV_PLACE_DEVICE)
@@ -257,7 +274,9 @@ enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMes
     if (st == SAMKV_OK)
         st = samkv_fetch(r->service->models, r->service->store, &request, &result, err);
     samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_REPAIRED, r->traced.trace.repaired);
+    count_decision(&r->service->metrics, st, result.decision);
     if (st == SAMKV_OK) {
+        samkv_gates_offer(r->service->gates, &request);
         count(r, &result);
         observe_phases(r, &result.timing_ms);
         st = reply_to_fetch(r, &result, reply, err);
@@ -285,9 +304,8 @@ static bool on_text(void *arg, const char *text, size_t bytes)
     return stream->status == SAMKV_OK;
 }
 
-static enum samkv_status reply_to_ask(struct samkv_request *r, const Samkv__AskRequest *m,
-                                      const struct samkv_ask_result *result, struct samkv_outgoing **reply,
-                                      struct samkv_error *err)
+static enum samkv_status reply_to_ask(struct samkv_request *r, const struct samkv_ask_result *result,
+                                      struct samkv_outgoing **reply, struct samkv_error *err)
 {
     Samkv__AskReply message = SAMKV__ASK_REPLY__INIT;
     message.answer_tokens = result->answer_tokens;
@@ -298,7 +316,7 @@ static enum samkv_status reply_to_ask(struct samkv_request *r, const Samkv__AskR
     samkv_metrics_add(&r->service->metrics, SAMKV_METRIC_ASK_TOKENS, result->answer_tokens);
     if (result->answer_tokens)
         observe_ms(&r->service->metrics, SAMKV_HISTOGRAM_ASK_FIRST_TOKEN, message.first_token_ms);
-    if (m->method != SAMKV__METHOD__SAMKV)
+    if (!result->fetch.documents) /* nothing sparse was made */
         return samkv_request_reply(r, &message.base, NULL, reply, err);
     struct samkv_fetch_message packed;
     count(r, &result->fetch);
@@ -327,7 +345,10 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
     if (st != SAMKV_OK)
         return st;
     samkv_fetch_message_read(r, m->fetch, collection, &request.fetch);
-    request.fetch.placement = SAMKV_PLACE_HOST; /* its cache goes nowhere */
+    samkv_gates_apply(r->service->gates, &request.fetch);
+    request.fetch.placement = SAMKV_PLACE_HOST;                  /* its cache goes nowhere */
+    if (request.fetch.full && request.method == SAMKV_ASK_SAMKV) /* the collection's quality needs it */
+        request.method = SAMKV_ASK_FULL;
     struct ask_stream stream = {.request = r};
     struct samkv_ask_result result = {.fetch = {.memfd = -1, .device_fd = -1}};
     st = samkv_ask(r->service->models, r->service->store, &request, on_text, &stream, &result, err);
@@ -337,7 +358,7 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
     if (stream.status != SAMKV_OK) /* it stopped because we said so */
         st = samkv_fail(err, stream.status, "%s", stream.err.text);
     else
-        st = reply_to_ask(r, m, &result, reply, err);
+        st = reply_to_ask(r, &result, reply, err);
     samkv_ask_result_deinit(&result);
     return st;
 }

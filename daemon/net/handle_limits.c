@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "daemon/net/handlers.h"
+#include "daemon/net/quality.h"
 
 /* Pins, limits of collections, the removal of whole ones, and garbage. */
 
@@ -63,6 +64,22 @@ static enum samkv_status check_group(const struct samkv_caller *caller, uint32_t
                : samkv_fail(err, SAMKV_DENIED, "you are not in group %u: name one of your own", gid);
 }
 
+static enum samkv_status set_quality(const struct samkv_service *service, const char *name,
+                                     const Samkv__ConfigureRequest *m, struct samkv_error *err)
+{
+    struct samkv_gate_setting setting = {
+        .set_target = m->quality_given_case == SAMKV__CONFIGURE_REQUEST__QUALITY_GIVEN_QUALITY,
+        .set_share = m->gate_share_given_case == SAMKV__CONFIGURE_REQUEST__GATE_SHARE_GIVEN_GATE_SHARE,
+        .share = m->gate_share,
+    };
+    enum samkv_status st = SAMKV_OK;
+    if (setting.set_target)
+        st = samkv_quality_parse(m->quality, &setting.target, err);
+    if (st == SAMKV_OK && (setting.set_target || setting.set_share))
+        st = samkv_gates_set(service->gates, name, &setting, err);
+    return st;
+}
+
 enum samkv_status samkv_handle_configure(struct samkv_request *r, const ProtobufCMessage *message,
                                          struct samkv_outgoing **reply, struct samkv_error *err)
 {
@@ -80,6 +97,7 @@ enum samkv_status samkv_handle_configure(struct samkv_request *r, const Protobuf
     };
     struct samkv_store *store = r->service->store;
     struct samkv_collection_row row;
+    struct samkv_quality_row quality;
     struct samkv_collection_stats before, after;
     enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_OWN, name, err);
     if (st == SAMKV_OK && limits.set_group)
@@ -87,7 +105,10 @@ enum samkv_status samkv_handle_configure(struct samkv_request *r, const Protobuf
     if (st != SAMKV_OK)
         return st;
     samkv_store_collection_stats(store, name, &before);
-    st = samkv_store_configure(store, name, &limits, err);
+    if (limits.set_quota || limits.set_ttl || limits.set_group || limits.set_mode)
+        st = samkv_store_configure(store, name, &limits, err);
+    if (st == SAMKV_OK)
+        st = set_quality(r->service, name, m, err);
     if (st == SAMKV_OK)
         st = read_collection(store, name, &row, err);
     if (st != SAMKV_OK)
@@ -96,6 +117,8 @@ enum samkv_status samkv_handle_configure(struct samkv_request *r, const Protobuf
     row.message.documents = after.names;
     Samkv__ConfigureReply answer = SAMKV__CONFIGURE_REPLY__INIT;
     answer.collection = &row.message;
+    if (samkv_quality_row_fill(r->service, name, &quality))
+        answer.quality = &quality.message;
     answer.evicted = before.documents > after.documents ? before.documents - after.documents : 0;
     return samkv_request_reply(r, &answer.base, NULL, reply, err);
 }
@@ -130,6 +153,8 @@ enum samkv_status samkv_handle_remove_all(struct samkv_request *r, const Protobu
         if (st == SAMKV_OK && more)
             st = progress(r, &answer.base, &told_ms, err);
     }
+    if (st == SAMKV_OK)
+        samkv_gates_forget(r->service->gates, collection);
     return st == SAMKV_OK ? samkv_request_reply(r, &answer.base, NULL, reply, err) : st;
 }
 

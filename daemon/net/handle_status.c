@@ -4,6 +4,7 @@
 
 #include "daemon/model/chat.h"
 #include "daemon/net/handlers.h"
+#include "daemon/net/quality.h"
 #include "daemon/samkv/lease.h"
 #include "daemon/samkv/transfer.h"
 #include "daemon/store/host_cache.h"
@@ -102,9 +103,10 @@ static struct collection_list *list_collections(struct samkv_store *store, const
 }
 
 #define GAUGES        12
+#define QUALITY       6
 #define DEVICE_GAUGES 10
 #define HOST_GAUGES   6
-#define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + HOST_GAUGES + DEVICE_GAUGES)
+#define COUNTERS      (SAMKV_METRIC_COUNT + GAUGES + QUALITY + HOST_GAUGES + DEVICE_GAUGES)
 
 static void put_counter(Samkv__Counter *counters, size_t *n, const char *name, double value)
 {
@@ -136,6 +138,19 @@ static void put_device_cache(struct samkv_transfer *transfer, Samkv__Counter *co
     put_counter(counters, n, "device_cache_hits", (double)stats.hits);
     put_counter(counters, n, "device_cache_misses", (double)stats.misses);
     put_counter(counters, n, "device_cache_evictions", (double)stats.evictions);
+}
+
+/* What the quality gates did. */
+static void put_quality(struct samkv_gates *gates, Samkv__Counter *counters, size_t *n)
+{
+    struct samkv_gates_stats stats;
+    samkv_gates_stats(gates, &stats);
+    put_counter(counters, n, "quality_gates", (double)stats.gates);
+    put_counter(counters, n, "quality_measured", (double)stats.measured);
+    put_counter(counters, n, "quality_raised", (double)stats.raised);
+    put_counter(counters, n, "quality_lowered", (double)stats.lowered);
+    put_counter(counters, n, "quality_dropped", (double)stats.dropped);
+    put_counter(counters, n, "quality_waiting", (double)stats.waiting);
 }
 
 /* What memory keeps of hot documents. */
@@ -177,6 +192,7 @@ static size_t fill_counters(const struct samkv_service *service, const struct sa
     put_counter(counters, &n, "queue_relaxed",
                 samkv_pool_waiting(service->telemetry.pool, SAMKV_RELAXED) +
                     samkv_pool_waiting(service->telemetry.pool, SAMKV_DURABLE));
+    put_quality(service->gates, counters, &n);
     if (service->models->leases)
         put_leases(service->models->leases, counters, &n);
     if (service->models->transfer)
@@ -291,6 +307,13 @@ enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMe
         m.collection_list = list->pointers;
         m.n_collection_list = list->count;
     }
+    struct samkv_quality_list *qualities = samkv_quality_list_new(service, r->caller->admin ? NULL : &m);
+    if (qualities) {
+        m.qualities = qualities->pointers;
+        m.n_qualities = qualities->count;
+        m.calibrations = qualities->calibration_pointers;
+        m.n_calibrations = qualities->calibration_count;
+    }
     samkv_store_account(service->store, r->caller->owner, &account);
     m.user = r->caller->owner;
     m.user_bytes = account.bytes_charged;
@@ -298,5 +321,6 @@ enum samkv_status samkv_handle_status(struct samkv_request *r, const ProtobufCMe
     if (st == SAMKV_OK)
         st = samkv_request_reply(r, &m.base, NULL, reply, err);
     free(list);
+    free(qualities);
     return st;
 }

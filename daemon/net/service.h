@@ -6,6 +6,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/metrics.h"
+#include "daemon/fetch/gates.h"
 #include "daemon/net/access.h"
 #include "daemon/net/bounds.h"
 #include "daemon/net/telemetry.h"
@@ -15,6 +16,7 @@
 struct samkv_service {
     struct samkv_models *models; /* borrowed; may hold none */
     struct samkv_store *store;   /* borrowed */
+    struct samkv_gates *gates;   /* borrowed; NULL: no collection has a quality */
     const char *store_path;
     double started_ms; /* samkv_now_ms */
     struct samkv_access access;

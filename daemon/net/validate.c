@@ -3,6 +3,7 @@
 #include <string.h>
 #include <utf8proc.h>
 
+#include "daemon/fetch/calibrate.h"
 #include "daemon/fetch/evaluate.h"
 #include "daemon/fetch/fetch.h"
 #include "daemon/store/store.h"
@@ -243,12 +244,18 @@ enum samkv_status samkv_check_configure(const ProtobufCMessage *message, struct 
     bool sets_mode = m->mode_given_case == SAMKV__CONFIGURE_REQUEST__MODE_GIVEN_MODE;
     bool sets_group = m->group_given_case == SAMKV__CONFIGURE_REQUEST__GROUP_GIVEN_GROUP;
     if (m->quota_given_case != SAMKV__CONFIGURE_REQUEST__QUOTA_GIVEN_QUOTA_BYTES &&
-        m->ttl_given_case != SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S && !sets_mode && !sets_group)
-        return samkv_fail(err, SAMKV_INVALID, "nothing is to be changed; give a quota, a TTL, a group or a mode");
+        m->ttl_given_case != SAMKV__CONFIGURE_REQUEST__TTL_GIVEN_TTL_S && !sets_mode && !sets_group &&
+        m->quality_given_case != SAMKV__CONFIGURE_REQUEST__QUALITY_GIVEN_QUALITY &&
+        m->gate_share_given_case != SAMKV__CONFIGURE_REQUEST__GATE_SHARE_GIVEN_GATE_SHARE)
+        return samkv_fail(err, SAMKV_INVALID,
+                          "nothing is to be changed; give a quota, a TTL, a group, a mode or a quality");
     if (sets_group && m->group == UINT32_MAX)
         return samkv_fail(err, SAMKV_INVALID, "%u is no group's number", m->group);
     if (sets_mode)
         TRY(samkv_mode_check(m->mode, err));
+    if (m->gate_share_given_case == SAMKV__CONFIGURE_REQUEST__GATE_SHARE_GIVEN_GATE_SHARE &&
+        !(m->gate_share >= 0 && m->gate_share <= 1))
+        return samkv_fail(err, SAMKV_INVALID, "a share of %g is out of range; give 0 to 1", m->gate_share);
     return SAMKV_OK;
 }
 
@@ -279,4 +286,31 @@ enum samkv_status samkv_check_import(const ProtobufCMessage *message, struct sam
 {
     const Samkv__ImportRequest *m = (const Samkv__ImportRequest *)message;
     return samkv_check_collection(m->collection, err);
+}
+
+enum samkv_status samkv_check_calibrate(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__CalibrateRequest *m = (const Samkv__CalibrateRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
+    if (m->sample > SAMKV_CALIBRATE_MAX_SAMPLE)
+        return samkv_fail(err, SAMKV_INVALID, "a sample of %u questions is too large; give at most %d", m->sample,
+                          SAMKV_CALIBRATE_MAX_SAMPLE);
+    if (m->ratio_given_case == SAMKV__CALIBRATE_REQUEST__RATIO_GIVEN_RATIO && !(m->ratio > 0 && m->ratio <= 1))
+        return samkv_fail(err, SAMKV_INVALID, "ratio %g is out of range; give more than 0 and at most 1", m->ratio);
+    if ((uint32_t)m->selection > SAMKV__SELECTION__FIXED)
+        return samkv_fail(err, SAMKV_INVALID, "selection %d is not known; give dynamic or fixed", (int)m->selection);
+    if ((uint32_t)m->update > SAMKV__UPDATE__COSINE)
+        return samkv_fail(err, SAMKV_INVALID, "update %d is not known here; give overwrite or cosine", (int)m->update);
+    if (m->apply && m->forget)
+        return samkv_fail(err, SAMKV_INVALID, "what is found cannot be stored and forgotten; give one of them");
+    for (size_t i = 0; i < m->n_questions; i++) {
+        const Samkv__CalibrateQuestion *q = m->questions[i];
+        TRY(samkv_check_ids(q->ids, q->n_ids, err));
+        if (q->text.len && q->tokens)
+            return samkv_fail(err, SAMKV_INVALID, "question %zu is given as text and as tokens; give one of them",
+                              i + 1);
+        if (!q->text.len && (!q->tokens || !q->tokens->n_ids))
+            return samkv_fail(err, SAMKV_INVALID, "question %zu is empty; give text or tokens", i + 1);
+    }
+    return SAMKV_OK;
 }

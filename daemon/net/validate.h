@@ -29,5 +29,6 @@ enum samkv_status samkv_check_remove(const ProtobufCMessage *, struct samkv_erro
 enum samkv_status samkv_check_configure(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_pin(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_verify(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_calibrate(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_export(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_import(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;

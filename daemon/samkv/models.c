@@ -6,6 +6,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/model/forward.h"
+#include "daemon/samkv/cost.h"
 #include "daemon/samkv/lease.h"
 #include "daemon/samkv/prefill.h"
 #include "daemon/samkv/transfer.h"
@@ -18,6 +19,9 @@ static void engine_close(struct samkv_engine *e)
     if (e->query_stream)
         e->device->ops->stream_free(e->query_stream);
     samkv_prefiller_free(e->prefiller);
+    if (e->cost)
+        samkv_cost_deinit(e->cost);
+    free(e->cost);
     samkv_workspace_free(e->workspace);
     if (e->stream)
         e->device->ops->stream_free(e->stream);
@@ -122,6 +126,10 @@ static enum samkv_status engine_open(struct samkv_engine *e, struct samkv_device
         status = samkv_fail(err, SAMKV_NO_MEMORY, "cannot start the thread of model '%s'", name);
     if (!status)
         status = open_query_side(e, err);
+    if (!status && !(e->cost = malloc(sizeof *e->cost)))
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    if (!status)
+        samkv_cost_init(e->cost);
     if (status) {
         engine_close(e);
         return samkv_device_blame(device, status, err);

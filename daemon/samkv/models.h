@@ -17,6 +17,7 @@ struct samkv_workspace;
 struct samkv_leases;    /* lease.h */
 struct samkv_transfer;  /* transfer.h */
 struct samkv_prefiller; /* prefill.h */
+struct samkv_cost;      /* cost.h */
 
 struct samkv_engine {
     struct samkv_model *model;
@@ -32,6 +33,7 @@ struct samkv_engine {
     struct samkv_prefiller *prefiller; /* of documents that wait at the same time */
     struct samkv_leases *leases;       /* of the device, as in samkv_models */
     struct samkv_transfer *transfer;   /* likewise */
+    struct samkv_cost *cost;           /* what requests took, for those that have little time */
     enum samkv_dtype stored;           /* element type of what is kept on disk and handed out */
 };
 

@@ -432,3 +432,25 @@ void samkv_selection_deinit(struct samkv_selection *s)
     free(s->documents);
     *s = (struct samkv_selection){0};
 }
+
+enum samkv_status samkv_select_scores(const struct samkv_select_input *in, float *out, struct samkv_error *err)
+{
+    struct work w = {0};
+    struct samkv_select_input host = *in;
+    host.scores = NULL;
+    enum samkv_status status = work_init(&w, &host);
+    double *query = status ? NULL : malloc((w.k_width + 1) * sizeof *query);
+    if (query) {
+        size_t scores = (size_t)in->stable_count * w.first_block[in->document_count];
+        weigh_local_queries(&w);
+        for (uint32_t i = 0; i < in->document_count; i++)
+            score_document(&w, i, query);
+        for (size_t j = 0; j < scores; j++)
+            out[j] = (float)w.score[j];
+    } else {
+        status = SAMKV_NO_MEMORY;
+    }
+    free(query);
+    work_deinit(&w);
+    return status ? samkv_fail(err, status, "out of memory while scoring %u documents", in->document_count) : SAMKV_OK;
+}

@@ -56,6 +56,10 @@ struct samkv_selection {
     bool anchors_exceed_budget;
 };
 
+/* Steps 2 and 3 up to the scores alone; in->scores is not used. out: [stable_count][all blocks], documents in order. */
+enum samkv_status samkv_select_scores(const struct samkv_select_input *, float *out,
+                                      struct samkv_error *) SAMKV_MUST_USE;
+
 enum samkv_status samkv_select(const struct samkv_select_input *, struct samkv_selection *out,
                                struct samkv_error *) SAMKV_MUST_USE;
 

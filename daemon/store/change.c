@@ -75,6 +75,12 @@ static enum samkv_status delete (struct samkv_change *c, enum samkv_db db, struc
     return rc && rc != MDB_NOTFOUND ? broke(c, err, rc, "deleting a record") : SAMKV_OK;
 }
 
+enum samkv_status samkv_change_remove(struct samkv_change *c, enum samkv_db db, struct samkv_bytes key,
+                                      struct samkv_error *err)
+{
+    return delete (c, db, key, err);
+}
+
 enum samkv_status samkv_change_mark_pending(struct samkv_change *c, const struct samkv_key *key,
                                             struct samkv_error *err)
 {

@@ -11,6 +11,10 @@
 enum samkv_status samkv_change_put(struct samkv_change *, enum samkv_db, struct samkv_bytes key,
                                    struct samkv_bytes record, struct samkv_error *) SAMKV_MUST_USE;
 
+/* Deletes a record; OK also when there is none. */
+enum samkv_status samkv_change_remove(struct samkv_change *, enum samkv_db, struct samkv_bytes key,
+                                      struct samkv_error *) SAMKV_MUST_USE;
+
 /* Marks a document as not at rest: whatever is there of it goes at the next open. */
 enum samkv_status samkv_change_mark_pending(struct samkv_change *, const struct samkv_key *,
                                             struct samkv_error *) SAMKV_MUST_USE;

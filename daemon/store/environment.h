@@ -3,7 +3,7 @@
  * The store's inside, shared by the files of this folder only: LMDB environments with their databases, and the
  * translation of LMDB's codes.
  *
- *   meta        "schema"                  → version
+ *   meta        "schema"                  → version; "note" NUL name → a note (notes.h)
  *   collection  name                      → struct samkv_collection
  *   name        collection NUL id         → document key, title
  *   document    document key              → manifest and number of references; present = whole and visible

@@ -26,6 +26,7 @@ enum samkv_record_kind {
     SAMKV_RECORD_INDEX = 5,
     SAMKV_RECORD_BLOCK = 6,
     SAMKV_RECORD_PENDING = 7,
+    SAMKV_RECORD_NOTE = 8,
 };
 
 struct samkv_bytes {

@@ -53,7 +53,7 @@ static enum samkv_status on_record(void *arg, struct samkv_leaves *leaves, const
     struct samkv_record record;
     enum samkv_db db;
     uint8_t kind = r->head[5];
-    if (memcmp(r->head, "SKR1", 4) != 0 || kind > SAMKV_RECORD_PENDING) {
+    if (memcmp(r->head, "SKR1", 4) != 0 || kind > SAMKV_RECORD_NOTE) {
         v->report->damaged++;
         *sound = r->alone;
         return SAMKV_OK;

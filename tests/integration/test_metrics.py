@@ -243,6 +243,7 @@ class Dashboard(Case):
 
     def test_every_panel_asks_for_what_there_is(self):
         self.fetch()
+        self.daemon.json("set", "default", "--quality", "kl=5", "--gate-share", "0")
         families = self.daemon.scrape()
         names = {name for f in families.values() for name, _ in f.samples}
         values = {}
@@ -288,7 +289,8 @@ class Dashboard(Case):
         self.assertLessEqual(left, {
             "samkv_connections_accepted_total", "samkv_socket_received_bytes_total", "samkv_socket_sent_bytes_total",
             "samkv_ask_tokens_total", "samkv_store_collections", "samkv_store_names", "samkv_store_file_bytes",
-            "samkv_store_limit_bytes", "samkv_store_free_bytes", "samkv_store_punched_bytes_total",
+            "samkv_store_limit_bytes", "samkv_store_free_bytes", "samkv_store_punched_bytes_total", "samkv_quality_gates",
+            "samkv_quality_waiting",
             "samkv_store_moved_bytes_total", "samkv_store_compactions_total", "samkv_store_allocated_bytes", "samkv_store_sample_age_seconds", "samkv_tier_records",
             "samkv_device_replies", "samkv_device_replies_limit_bytes", "process_start_time_seconds"} |
             {name for name in left if self.is_unknown(name)})

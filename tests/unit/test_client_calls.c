@@ -115,7 +115,7 @@ START_TEST(fetch_request_and_error)
     struct samkv_cache *cache;
     struct samkv_error err;
     samkv_fetch_options_init(&o);
-    ck_assert(o.ratio == 0.15);
+    ck_assert(o.ratio == -1);
     o.collection = "c";
     o.ids = ids, o.id_count = 2;
     o.query_tokens = query, o.query_token_count = 1;
@@ -175,7 +175,7 @@ static void check_ask(const ProtobufCMessage *message)
     ck_assert_int_eq(m->method, SAMKV__METHOD__REUSE);
     ck_assert_uint_eq(m->max_tokens, 9);
     ck_assert(m->raw);
-    ck_assert(m->fetch->ratio == 0.15);
+    ck_assert_int_eq(m->fetch->ratio_given_case, SAMKV__FETCH_REQUEST__RATIO_GIVEN__NOT_SET);
 }
 
 static const struct exchange ask_exchange = {SAMKV_TYPE_ASK, &samkv__ask_request__descriptor, check_ask, answer_ask};

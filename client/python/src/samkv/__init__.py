@@ -16,11 +16,11 @@ read by any number of threads.
 """
 from ._library import library_path
 from .cache import Cache, DeviceArray, Figures, Tensors
-from .client import (Answer, Client, Collected, Collection, Document, Ingested, IngestResult, Model, Shown,
-                     StatusReport, Verified, default_socket)
+from .client import (Answer, Client, Collected, Collection, Document, Ingested, IngestResult, Model, Quality,
+                     Shown, StatusReport, Verified, default_socket)
 from .errors import ConnectionEnded, NoDaemon, NotFound, SamkvError, Status, TimedOut
 
 __all__ = ["Answer", "Cache", "Client", "Collected", "Collection", "ConnectionEnded", "DeviceArray", "Document", "Figures",
-           "Ingested", "IngestResult", "Model", "NoDaemon", "NotFound", "SamkvError", "Shown", "Status", "StatusReport",
+           "Ingested", "IngestResult", "Model", "NoDaemon", "NotFound", "Quality", "SamkvError", "Shown", "Status", "StatusReport",
            "Tensors", "TimedOut", "Verified", "default_socket", "library_path"]
 __version__ = "0.1.0"

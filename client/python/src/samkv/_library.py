@@ -63,7 +63,8 @@ class FiguresInput(Structure):
                 ("document_tokens", POINTER(c_uint32)), ("keep", POINTER(BlocksKept)),
                 ("stable_layers", POINTER(c_uint32)), ("stable_layer_count", c_size_t), ("bytes_read", c_uint64),
                 ("bytes_stored", c_uint64), ("anchors_exceed_budget", c_bool), ("backend", c_char_p),
-                ("timing_ms", Timing), ("request", c_uint64)]
+                ("timing_ms", Timing), ("request", c_uint64), ("decision", c_int), ("ratio", c_double),
+                ("sparse_ms", c_double), ("full_ms", c_double)]
 
 
 class CacheInput(Structure):
@@ -105,6 +106,13 @@ class Counter(Structure):
     _fields_ = [("name", c_char_p), ("value", c_double)]
 
 
+class QualityInfo(Structure):
+    _fields_ = [("collection", c_char_p), ("target", c_char_p), ("share", c_double), ("level", c_uint32),
+                ("ratio", c_double), ("full", c_bool), ("estimate", c_double), ("bound", c_double),
+                ("measurements", c_double), ("met", c_bool), ("measured", c_uint64), ("raised", c_uint64),
+                ("lowered", c_uint64)]
+
+
 class IngestAnswer(Structure):
     _fields_ = [("documents", POINTER(IngestedDocument)), ("count", c_size_t), ("prefill_ms", c_double),
                 ("request", c_uint64)]
@@ -122,7 +130,7 @@ class ListAnswer(Structure):
 
 class ShowAnswer(Structure):
     _fields_ = [("document", DocumentInfo), ("collection", CollectionInfo), ("text", c_void_p),
-                ("text_bytes", c_size_t)]
+                ("text_bytes", c_size_t), ("quality", POINTER(QualityInfo)), ("calibration", c_void_p)]
 
 
 class RemoveAnswer(Structure):
@@ -139,7 +147,9 @@ class StatusAnswer(Structure):
                 ("evictions", c_uint64), ("evicted_bytes", c_uint64), ("expirations", c_uint64),
                 ("collection_list", POINTER(CollectionInfo)), ("collection_count", c_size_t),
                 ("histograms", c_void_p), ("histogram_count", c_size_t), ("user", c_uint32), ("user_bytes", c_uint64),
-                ("user_quota_bytes", c_uint64), ("partial", c_bool)]
+                ("user_quota_bytes", c_uint64), ("partial", c_bool),
+                ("qualities", POINTER(QualityInfo)), ("quality_count", c_size_t), ("calibrations", c_void_p),
+                ("calibration_count", c_size_t)]
 
 
 class VerifyAnswer(Structure):
@@ -149,7 +159,7 @@ class VerifyAnswer(Structure):
 
 
 class ConfigureAnswer(Structure):
-    _fields_ = [("collection", CollectionInfo), ("evicted", c_uint64)]
+    _fields_ = [("collection", CollectionInfo), ("evicted", c_uint64), ("quality", POINTER(QualityInfo))]
 
 
 class PinAnswer(Structure):
@@ -183,7 +193,7 @@ STRUCTS = {"samkv_error": Error, "samkv_collection_options": CollectionOptions, 
            "samkv_fetch_options": FetchOptions, "samkv_ask_options": AskOptions, "samkv_timing": Timing,
            "samkv_blocks_kept": BlocksKept, "samkv_figures": FiguresInput, "samkv_cache": CacheInput,
            "samkv_ingested_document": IngestedDocument, "samkv_document_info": DocumentInfo,
-           "samkv_collection_info": CollectionInfo, "samkv_model_info": ModelInfo, "samkv_counter": Counter,
+           "samkv_collection_info": CollectionInfo, "samkv_model_info": ModelInfo, "samkv_quality_info": QualityInfo, "samkv_counter": Counter,
            "samkv_ingest_answer": IngestAnswer, "samkv_ask_answer": AskAnswer, "samkv_list_answer": ListAnswer,
            "samkv_show_answer": ShowAnswer, "samkv_remove_answer": RemoveAnswer, "samkv_status_answer": StatusAnswer,
            "samkv_verify_answer": VerifyAnswer, "samkv_configure_answer": ConfigureAnswer,
@@ -218,6 +228,7 @@ _FUNCTIONS = {
     "samkv_client_pin": (_CALL, [c_void_p, c_char_p, POINTER(c_char_p), c_size_t, c_bool, _REPLY, _ERROR]),
     "samkv_client_share": (_CALL, [c_void_p, c_char_p, c_int64, c_int64, _REPLY, _ERROR]),
     "samkv_client_configure": (_CALL, [c_void_p, c_char_p, c_int64, c_int64, _REPLY, _ERROR]),
+    "samkv_client_set_quality": (_CALL, [c_void_p, c_char_p, c_char_p, c_double, _REPLY, _ERROR]),
     "samkv_client_gc": (_CALL, [c_void_p, c_void_p, c_void_p, _REPLY, _ERROR]),
     "samkv_client_status": (_CALL, [c_void_p, _REPLY, _ERROR]),
     "samkv_client_verify": (_CALL, [c_void_p, c_char_p, c_bool, c_void_p, c_void_p, _REPLY, _ERROR]),

@@ -43,17 +43,26 @@ class Figures:
     backend: str
     timing_ms: typing.Dict[str, float]
     request: int                # the daemon's number of this request, in its log and traces; 0: it has none
+    decision: str               # "sparse", "raised", "full_quality", "full_cheaper": what was done, and why
+    ratio: float                # that was used
+    sparse_ms: float            # with a deadline: what either way was expected to take; negative: not known
+    full_ms: float
+
+
+_DECISIONS = ("sparse", "raised", "full_quality", "full_cheaper")
 
 
 def read_figures(f: "_library.FiguresInput") -> Figures:
     """Copies them out of the library's memory."""
     names = ("documents", "preamble_tokens", "kept_tokens", "total_tokens", "next_position", "block_tokens",
-             "sequence_ratio", "recompute_ratio", "bytes_read", "bytes_stored", "anchors_exceed_budget", "request")
+             "sequence_ratio", "recompute_ratio", "bytes_read", "bytes_stored", "anchors_exceed_budget", "request",
+             "ratio", "sparse_ms", "full_ms")
     return Figures(top_p=f.top_p[:f.documents] if f.documents else [],
                    document_tokens=f.document_tokens[:f.documents] if f.documents else [],
                    keep=[f.keep[i].blocks[:f.keep[i].count] if f.keep[i].count else [] for i in range(f.documents)],
                    stable_layers=f.stable_layers[:f.stable_layer_count] if f.stable_layer_count else [],
                    backend=_library.text(f.backend),
+                   decision=_DECISIONS[f.decision] if f.decision < len(_DECISIONS) else str(f.decision),
                    timing_ms={name: getattr(f.timing_ms, name) for name, _ in _library.Timing._fields_},
                    **{name: getattr(f, name) for name in names})
 

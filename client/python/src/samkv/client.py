@@ -80,6 +80,24 @@ class Collection:
 
 
 @dataclasses.dataclass(frozen=True)
+class Quality:
+    """What a collection needs of its sparse answers, and how far it is met."""
+    collection: str
+    target: str         # "agreement=0.95", "kl=0.05"
+    share: float        # of fetches that are measured
+    level: int          # 0: fetches keep what they ask for
+    ratio: float        # that they keep at least
+    full: bool          # everything is recomputed
+    estimate: float     # of the target's metric
+    bound: float        # what it is surely not worse than
+    measurements: float  # that the estimate rests on
+    met: bool
+    measured: int
+    raised: int
+    lowered: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Shown:
     document: Document
     collection: Collection
@@ -369,13 +387,20 @@ class Client:
         return self._answer(lambda a: _record(Collection, a.configure.collection), "share", _name(collection), group,
                             mode)
 
+    def set_quality(self, quality: typing.Optional[str], collection: typing.Optional[str] = None,
+                    share: float = -1) -> typing.Optional[Quality]:
+        """Changes the quality that a collection's sparse answers need: "agreement=0.95", "kl=0.05" or "none"; None
+        leaves it. share: of fetches that are measured against full recomputation; -1 leaves it. What is known of it."""
+        return self._answer(lambda a: _record(Quality, a.configure.quality.contents) if a.configure.quality else None,
+                            "set_quality", _name(collection), _name(quality), share)
+
     # ---------------------------------------------------------------------------------------------------- fetching
 
     def _fill(self, arena, options, ids, *, collection, ratio, selection, stable_layers, init_tokens, local_tokens,
               update, recompute, positions, score, neighbours):
         options.collection = _name(collection)
         options.ids, options.id_count = arena.strings(ids)
-        options.ratio, options.selection = ratio, _choice(_SELECTIONS, selection, "selection")
+        options.ratio, options.selection = -1 if ratio is None else ratio, _choice(_SELECTIONS, selection, "selection")
         if stable_layers is not None:
             options.stable_layers, options.stable_layer_count = arena.integers(stable_layers, ctypes.c_uint32)
         options.init_tokens, options.local_tokens = init_tokens, local_tokens
@@ -388,13 +413,15 @@ class Client:
         options.neighbours = _choice(_NEIGHBOURS, neighbours, "neighbours")
 
     def fetch(self, ids: typing.Sequence[str], query: TextOrTokens, *, collection: typing.Optional[str] = None,
-              ratio: float = 0.15, selection: str = "dynamic", stable_layers: typing.Optional[Tokens] = None,
-              init_tokens: int = -1, local_tokens: int = -1, update: typing.Union[str, float] = "overwrite",
-              recompute: bool = True, positions: str = "original", with_query: bool = False,
-              placement: str = "host", deadline_ms: int = 0, score: str = "mean", neighbours: str = "none") -> Cache:
+              ratio: typing.Optional[float] = None, selection: str = "dynamic",
+              stable_layers: typing.Optional[Tokens] = None, init_tokens: int = -1, local_tokens: int = -1,
+              update: typing.Union[str, float] = "overwrite", recompute: bool = True, positions: str = "original",
+              with_query: bool = False, placement: str = "host", deadline_ms: int = 0, score: str = "mean",
+              neighbours: str = "none") -> Cache:
         """What a query (text or token ids) needs of some documents, as a ready-to-use KV cache.
 
-        ids: in the order of the prompt. ratio: of the documents' tokens to keep, (0, 1]. selection: "dynamic", where
+        ids: in the order of the prompt. ratio: of the documents' tokens to keep, (0, 1]; None: what
+        the model's calibration found, else 0.15. selection: "dynamic", where
         the budget is a bound, or "fixed", where it is filled. stable_layers: whose ranking of blocks is used; None: the
         model's. init_tokens, local_tokens: anchors, -1 the collection's. update: how recomputed K and V meet the cached
         ones: "overwrite", "cosine", "delta" (what the other documents change is added; recomputes twice), or a number
@@ -402,7 +429,9 @@ class Client:
         of the query, each of its "tokens", or these against every stored key ("exact", "last", "attend"). neighbours: of
         a chosen block that come along: "none", "left" or "both". positions: "original", joint positions with gaps, or "compact": 0, 1, 2, …. with_query:
         the query's rows and logits come along. placement: "host", or "device" for the memory of the daemon's GPU.
-        deadline_ms: the daemon gives up when it takes longer; 0: as long as that allows.
+        deadline_ms: after so long the cache is of no use; then everything is recomputed where that is sooner than the
+        sparse way, and TimedOut is raised at once where the daemon knows that neither is in time; it gives
+        up what takes longer (CANCELLED). 0: as long as the daemon allows.
         """
         arena, options = _Arena(), _library.FetchOptions()
         call("samkv_fetch_options_init", ctypes.byref(options))
@@ -421,7 +450,7 @@ class Client:
 
     def ask(self, ids: typing.Sequence[str], question: str, *, method: str = "samkv", max_tokens: int = 0,
             raw: bool = False, on_text: typing.Optional[typing.Callable[[str], object]] = None,
-            collection: typing.Optional[str] = None, ratio: float = 0.15, selection: str = "dynamic",
+            collection: typing.Optional[str] = None, ratio: typing.Optional[float] = None, selection: str = "dynamic",
             stable_layers: typing.Optional[Tokens] = None, init_tokens: int = -1, local_tokens: int = -1,
             update: typing.Union[str, float] = "overwrite", recompute: bool = True,
             positions: str = "original", score: str = "mean", neighbours: str = "none") -> Answer:

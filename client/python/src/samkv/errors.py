@@ -46,7 +46,7 @@ class ConnectionEnded(SamkvError, ConnectionError):
 
 
 class TimedOut(SamkvError, TimeoutError):
-    """No answer within the client's timeout."""
+    """No answer within the client's timeout, or a fetch's deadline cannot be kept."""
 
 
 _CLASSES = {Status.NOT_FOUND: NotFound, Status.NO_DAEMON: NoDaemon, Status.CLOSED: ConnectionEnded,
