@@ -150,6 +150,7 @@ static bool may_stream(const struct samkv_pending *pending)
     case SAMKV_OPERATION_FETCH:
         return pending->device_asked;
     case SAMKV_OPERATION_ASK:
+    case SAMKV_OPERATION_EVALUATE:
     case SAMKV_OPERATION_VERIFY:
     case SAMKV_OPERATION_REMOVE:
     case SAMKV_OPERATION_GC:

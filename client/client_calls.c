@@ -107,6 +107,28 @@ enum samkv_status samkv_client_ask(struct samkv_client *client, const struct sam
     return status ? status : wait_for_stream(client, request, on_ask_piece, &sink, reply, err);
 }
 
+struct variant_sink {
+    bool (*on_variant)(void *arg, const struct samkv_evaluate_answer *);
+    void *arg;
+};
+
+static bool on_evaluate_piece(void *arg, const struct samkv_reply *piece)
+{
+    const struct variant_sink *sink = arg;
+    return !piece->more || !sink->on_variant || sink->on_variant(sink->arg, &piece->answer.evaluate);
+}
+
+enum samkv_status samkv_client_evaluate(struct samkv_client *client, const struct samkv_evaluate_options *options,
+                                        bool (*on_variant)(void *arg, const struct samkv_evaluate_answer *), void *arg,
+                                        struct samkv_reply *reply, struct samkv_error *err)
+{
+    uint64_t request;
+    struct variant_sink sink = {on_variant, arg};
+    clear(reply);
+    enum samkv_status status = samkv_client_submit_evaluate(client, options, &request, err);
+    return status ? status : wait_for_stream(client, request, on_evaluate_piece, &sink, reply, err);
+}
+
 struct progress_sink {
     bool (*on_progress)(void *arg, const struct samkv_verify_answer *);
     void *arg;

@@ -132,6 +132,36 @@ static enum samkv_status fill_ask(struct samkv_reply *reply, const ProtobufCMess
     return samkv_figures_fill(figures, m->fetch, keep, err);
 }
 
+static enum samkv_status fill_evaluate(struct samkv_reply *reply, const ProtobufCMessage *message,
+                                       struct samkv_error *err)
+{
+    const Samkv__EvaluateReply *m = (const Samkv__EvaluateReply *)message;
+    bool has_variant = m->variant_given_case == SAMKV__EVALUATE_REPLY__VARIANT_GIVEN_VARIANT;
+    reply->answer.evaluate = (struct samkv_evaluate_answer){
+        .variant = has_variant ? (int64_t)m->variant : -1,
+        .text = (const char *)m->text.data,
+        .text_bytes = m->text.len,
+        .tokens = m->tokens ? m->tokens->ids : NULL,
+        .token_count = m->tokens ? m->tokens->n_ids : 0,
+        .log_likelihood = m->log_likelihood,
+        .gold_tokens = m->gold_tokens,
+        .kl = m->kl,
+        .agrees = m->agrees,
+        .first_token_ms = m->first_token_ms,
+        .total_ms = m->total_ms,
+    };
+    if (!has_variant)
+        return SAMKV_OK;
+    if (!m->fetch)
+        return samkv_fail(err, SAMKV_PROTOCOL, "the daemon's answer lacks what a variant kept");
+    struct samkv_figures *figures = array(reply, 0, 1, sizeof *figures);
+    struct samkv_blocks_kept *keep = array(reply, 1, m->fetch->n_keep, sizeof *keep);
+    if (!figures || !keep)
+        return no_memory(err);
+    reply->answer.evaluate.figures = figures;
+    return samkv_figures_fill(figures, m->fetch, keep, err);
+}
+
 static struct samkv_document_info document_info(const Samkv__Document *d)
 {
     return (struct samkv_document_info){.collection = d->collection,
@@ -259,7 +289,8 @@ static enum samkv_status fill_status(struct samkv_reply *reply, const ProtobufCM
                                               .dtype = s->dtype,
                                               .layers = s->layers,
                                               .context_tokens = s->context_tokens,
-                                              .weight_bytes = s->weight_bytes};
+                                              .weight_bytes = s->weight_bytes,
+                                              .chat = s->chat};
     }
     for (size_t i = 0; i < m->n_counters; i++)
         counters[i] = (struct samkv_counter){.name = m->counters[i]->name, .value = m->counters[i]->value};
@@ -457,6 +488,7 @@ static const struct operation {
     [SAMKV_OPERATION_COMPACT] = {&samkv__compact_reply__descriptor, fill_compact},
     [SAMKV_OPERATION_CALIBRATE] = {&samkv__calibrate_reply__descriptor, samkv_fill_calibrate},
     [SAMKV_OPERATION_TRACE] = {&samkv__trace_reply__descriptor, fill_trace},
+    [SAMKV_OPERATION_EVALUATE] = {&samkv__evaluate_reply__descriptor, fill_evaluate},
 };
 
 static enum samkv_status decode(struct samkv_reply *out, struct samkv_incoming *incoming, struct samkv_error *err)

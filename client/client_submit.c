@@ -1,6 +1,7 @@
 /* From the public options to the messages of samkv.proto. Nothing is copied: messages point at the caller's memory. */
 #include "client/client_internal.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static char *text(const char *s)
@@ -114,6 +115,8 @@ static void fill_fetch(Samkv__FetchRequest *message, Samkv__Tokens *query, const
     message->positions = (Samkv__Positions)from->positions;
     message->with_query = from->with_query;
     message->placement = (Samkv__Placement)from->placement;
+    message->scoring = (Samkv__Scoring)from->scoring;
+    message->neighbours = (Samkv__Neighbours)from->neighbours;
     message->deadline_ms = from->deadline_ms;
 }
 
@@ -140,6 +143,66 @@ enum samkv_status samkv_client_submit_ask(struct samkv_client *client, const str
     message.max_tokens = options->max_tokens;
     message.raw = options->raw;
     return samkv_client_submit(client, SAMKV_OPERATION_ASK, &message.base, request, err);
+}
+
+void samkv_evaluated_variant_init(struct samkv_evaluated_variant *variant)
+{
+    *variant = (struct samkv_evaluated_variant){.method = SAMKV_EVALUATED_SAMKV, .share = 0.15, .first_tokens = 16};
+    samkv_fetch_options_init(&variant->fetch);
+}
+
+static void fill_variant(Samkv__EvaluateVariant *message, Samkv__FetchRequest *fetch, Samkv__Tokens *query,
+                         const struct samkv_evaluated_variant *from)
+{
+    samkv__evaluate_variant__init(message);
+    fill_fetch(fetch, query, &from->fetch);
+    message->fetch = fetch;
+    message->method = (Samkv__Evaluated)from->method;
+    message->cut = (Samkv__Cut)from->cut;
+    message->share = from->share;
+    message->first_tokens = from->first_tokens;
+}
+
+/* A variant's messages while they are packed. */
+struct variant_messages {
+    Samkv__EvaluateVariant variant;
+    Samkv__FetchRequest fetch;
+    Samkv__Tokens query;
+};
+
+enum samkv_status samkv_client_submit_evaluate(struct samkv_client *client,
+                                               const struct samkv_evaluate_options *options, uint64_t *request,
+                                               struct samkv_error *err)
+{
+    Samkv__EvaluateRequest message = SAMKV__EVALUATE_REQUEST__INIT;
+    Samkv__Tokens query, gold;
+    size_t n = options->variant_count;
+    struct variant_messages *messages = calloc(n + 1, sizeof *messages);
+    Samkv__EvaluateVariant **variants = calloc(n + 1, sizeof *variants);
+    enum samkv_status status;
+    for (size_t i = 0; messages && variants && i < n; i++) {
+        fill_variant(&messages[i].variant, &messages[i].fetch, &messages[i].query, &options->variants[i]);
+        variants[i] = &messages[i].variant;
+    }
+    message.collection = text(options->collection);
+    message.ids = (char **)options->ids;
+    message.n_ids = options->id_count;
+    message.question = bytes_of(options->question, options->question_bytes);
+    message.raw = options->raw;
+    message.query_tokens = tokens_of(&query, options->query_tokens, options->query_token_count);
+    message.gold = bytes_of(options->gold, options->gold_bytes);
+    message.gold_tokens = tokens_of(&gold, options->gold_tokens, options->gold_token_count);
+    message.max_tokens = options->max_tokens;
+    message.seed = options->seed;
+    message.variants = variants;
+    message.n_variants = n;
+    if (messages && variants)
+        status = samkv_client_submit(client, SAMKV_OPERATION_EVALUATE, &message.base, request, err);
+    else
+        status = samkv_fail(err, SAMKV_NO_MEMORY, "no memory for the request");
+    free(messages);
+    free(variants);
+    return status;
 }
 
 enum samkv_status samkv_client_submit_ping(struct samkv_client *client, uint64_t *request, struct samkv_error *err)

@@ -95,6 +95,7 @@ enum samkv_update {
     SAMKV_UPDATE_OVERWRITE = 0, /* new values replace old */
     SAMKV_UPDATE_COSINE = 1,    /* θ = clamp(cos(K_old, K_new), 0, 1) for each token and KV head */
     SAMKV_UPDATE_THETA = 2,     /* a fixed θ */
+    SAMKV_UPDATE_DELTA = 3, /* what is new is added: K[r] + θ·rope(k_i), V[r] + θ·v_i; of one pass, θ is 1 or −1 */
 };
 
 /*
@@ -112,7 +113,7 @@ struct samkv_kv_write {
     void *k_cache, *v_cache;
     int n, kv_heads, head_dim;
     enum samkv_update update;
-    float theta; /* for SAMKV_UPDATE_THETA */
+    float theta; /* for SAMKV_UPDATE_THETA and _DELTA */
     int fresh_from;
 };
 

@@ -25,7 +25,7 @@
 #define SAMKV_TYPE_MAP(X)                                                                          \
     X(HELLO, 1) X(PING, 2) X(INGEST, 3) X(FETCH, 4) X(ASK, 5) X(LIST, 6) X(SHOW, 7) X(REMOVE, 8)   \
     X(STATUS, 9) X(VERIFY, 10) X(CONFIGURE, 11) X(PIN, 12) X(GC, 13) X(EXPORT, 14) X(IMPORT, 15)   \
-    X(COMPACT, 16) X(TRACE, 17) X(CALIBRATE, 19)
+    X(COMPACT, 16) X(TRACE, 17) X(EVALUATE, 18) X(CALIBRATE, 19)
 /* clang-format on */
 enum samkv_frame_type {
 #define SAMKV_TYPE_ENUM(name, value) SAMKV_TYPE_##name = value,

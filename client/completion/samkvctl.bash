@@ -24,8 +24,10 @@ _samkvctl() {
             [[ $word != *,* ]] || done=${word%,*},
             mapfile -t COMPREPLY < <(compgen -P "$done" -W "$(_samkvctl_ids "$collection")" -- "${word##*,}")
             ;;
-        --socket | --out | --questions) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
-        --update) mapfile -t COMPREPLY < <(compgen -W $'overwrite\ncosine' -- "$word") ;;
+        --socket | --out | --html | --questions) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+        --update) mapfile -t COMPREPLY < <(compgen -W $'overwrite\ncosine\ndelta' -- "$word") ;;
+        --score) mapfile -t COMPREPLY < <(compgen -W $'mean\ntokens\nexact\nlast\nattend' -- "$word") ;;
+        --neighbours) mapfile -t COMPREPLY < <(compgen -W $'none\nleft\nboth' -- "$word") ;;
         --selection) mapfile -t COMPREPLY < <(compgen -W $'dynamic\nfixed' -- "$word") ;;
         --positions) mapfile -t COMPREPLY < <(compgen -W $'original\ncompact' -- "$word") ;;
         --placement) mapfile -t COMPREPLY < <(compgen -W $'host\ndevice' -- "$word") ;;
@@ -39,7 +41,7 @@ _samkvctl() {
                 case $command in
                     show | rm | pin | unpin) mapfile -t COMPREPLY < <(compgen -W "$(_samkvctl_ids "$collection")" -- "$word") ;;
                     export | set) mapfile -t COMPREPLY < <(compgen -W "$(_samkvctl_collections)" -- "$word") ;;
-                    ingest | import) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
+                    ingest | import | eval) mapfile -t COMPREPLY < <(compgen -f -- "$word") ;;
                 esac
             fi
             ;;

@@ -5,6 +5,8 @@
 #include "client/ctl/ctl_text.h"
 
 static const char *const selections[] = {"dynamic", "fixed", NULL};
+static const char *const neighbours[] = {"none", "left", "both", NULL};
+static const char *const scorings[] = {"mean", "tokens", "exact", "last", "attend", NULL};
 static const char *const positions[] = {"original", "compact", NULL};
 
 /* The interval is open at 0, which a table's bounds cannot say. */
@@ -24,10 +26,12 @@ static enum samkv_status apply_update(void *args, const char *value, struct samk
         fetch->update = SAMKV_FETCH_OVERWRITE;
     } else if (!strcmp(value, "cosine")) {
         fetch->update = SAMKV_FETCH_COSINE;
+    } else if (!strcmp(value, "delta")) {
+        fetch->update = SAMKV_FETCH_DELTA;
     } else {
         fetch->update = SAMKV_FETCH_THETA;
         if (ctl_parse_real(value, 0, 1, &fetch->theta, NULL))
-            return samkv_fail(err, SAMKV_INVALID, "must be overwrite, cosine, or a number from 0 to 1");
+            return samkv_fail(err, SAMKV_INVALID, "must be overwrite, cosine, delta, or a number from 0 to 1");
     }
     return SAMKV_OK;
 }
@@ -46,8 +50,12 @@ const struct ctl_option ctl_fetch_shared_options[] = {
      "anchors at the documents' starts [the collection's]", .min = 0, .max = UINT32_MAX},
     {"local-tokens", "N", CTL_INTEGER, offsetof(struct ctl_fetch_args, local_tokens),
      "anchors at the documents' ends [the collection's]", .min = 0, .max = UINT32_MAX},
-    {"update", "HOW", CTL_CUSTOM, .help = "recomputed values: overwrite, cosine, or a share from 0 to 1 [overwrite]",
-     .apply = apply_update},
+    {"score", "WAY", CTL_CHOICE, offsetof(struct ctl_fetch_args, scoring),
+     "of blocks: mean, tokens; exact, last, attend read all keys [mean]", .choices = scorings},
+    {"neighbours", "SIDES", CTL_CHOICE, offsetof(struct ctl_fetch_args, neighbours),
+     "of a chosen block that come along: none, left or both [none]", .choices = neighbours},
+    {"update", "HOW", CTL_CUSTOM,
+     .help = "recomputed values: overwrite, cosine, delta, or a share from 0 to 1 [overwrite]", .apply = apply_update},
     {"no-recompute", NULL, CTL_FLAG, offsetof(struct ctl_fetch_args, no_recompute), "reuse what is stored as it is"},
     {"positions", "WAY", CTL_CHOICE, offsetof(struct ctl_fetch_args, positions),
      "original (with gaps) or compact (0, 1, 2, ..) [original]", .choices = positions},
@@ -80,6 +88,8 @@ enum samkv_status ctl_fetch_fill(const struct ctl_fetch_args *args, struct samkv
     out->update = (enum samkv_fetch_update)args->update;
     out->theta = args->theta;
     out->no_recompute = args->no_recompute;
+    out->scoring = (enum samkv_fetch_scoring)args->scoring;
+    out->neighbours = (enum samkv_fetch_neighbours)args->neighbours;
     out->positions = (enum samkv_fetch_positions)args->positions;
     out->deadline_ms = (uint32_t)args->deadline_ms;
     if (!args->ids.count)

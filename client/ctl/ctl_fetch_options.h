@@ -10,7 +10,7 @@ struct ctl_fetch_args {
     struct ctl_texts ids;
     const char *collection;
     double ratio, theta;
-    int selection, update, positions;
+    int selection, update, positions, scoring, neighbours;
     struct ctl_numbers stable_layers;
     int64_t init_tokens, local_tokens, deadline_ms;
     bool no_recompute;

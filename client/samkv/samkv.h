@@ -128,7 +128,24 @@ struct samkv_document {
 SAMKV_API void samkv_document_init(struct samkv_document *);
 
 enum samkv_fetch_selection { SAMKV_FETCH_DYNAMIC = 0, SAMKV_FETCH_FIXED = 1 };
-enum samkv_fetch_update { SAMKV_FETCH_OVERWRITE = 0, SAMKV_FETCH_COSINE = 1, SAMKV_FETCH_THETA = 2 };
+enum samkv_fetch_update {
+    SAMKV_FETCH_OVERWRITE = 0,
+    SAMKV_FETCH_COSINE = 1,
+    SAMKV_FETCH_THETA = 2,
+    SAMKV_FETCH_DELTA = 3, /* what the other documents change is added; recomputes twice */
+};
+/* How blocks are scored: MEAN as the paper has it; TOKENS: each token of the query against the blocks' means; EXACT and
+ * LAST: each token, or the last one, against every stored key, all of which are read for it; ATTEND: as EXACT, and the
+ * query sees all that is stored while it makes its own. */
+enum samkv_fetch_scoring {
+    SAMKV_FETCH_MEAN = 0,
+    SAMKV_FETCH_TOKENS = 1,
+    SAMKV_FETCH_EXACT = 2,
+    SAMKV_FETCH_LAST = 3,
+    SAMKV_FETCH_ATTEND = 4,
+};
+/* What a chosen block brings along, within the same budget: the one on its left, or those on both sides. */
+enum samkv_fetch_neighbours { SAMKV_FETCH_ALONE = 0, SAMKV_FETCH_LEFT = 1, SAMKV_FETCH_BOTH = 2 };
 enum samkv_fetch_positions { SAMKV_FETCH_ORIGINAL = 0, SAMKV_FETCH_COMPACT = 1 };
 enum samkv_fetch_placement { SAMKV_FETCH_HOST = 0, SAMKV_FETCH_DEVICE = 1 };
 
@@ -161,7 +178,9 @@ struct samkv_fetch_options {
      * recomputes everything where that is done sooner than the sparse way, and ends with TIMEOUT at once what it knows
      * to take longer, with CANCELLED what does. For samkv_ask_options only the last of this holds. */
     uint32_t deadline_ms;
-    uint64_t reserved[4];
+    enum samkv_fetch_scoring scoring;
+    enum samkv_fetch_neighbours neighbours;
+    uint64_t reserved[3];
 };
 SAMKV_API void samkv_fetch_options_init(struct samkv_fetch_options *);
 
@@ -178,6 +197,47 @@ struct samkv_ask_options {
     uint64_t reserved[4];
 };
 SAMKV_API void samkv_ask_options_init(struct samkv_ask_options *);
+
+enum samkv_evaluated_method {
+    SAMKV_EVALUATED_FULL = 0,       /* the documents prefilled jointly */
+    SAMKV_EVALUATED_REUSE = 1,      /* what is stored, as it is */
+    SAMKV_EVALUATED_CACHEBLEND = 2, /* of that, the tokens recomputed whose K and V differ most in layer 1 */
+    SAMKV_EVALUATED_EPIC = 3,       /* of that, each document's first tokens recomputed */
+    SAMKV_EVALUATED_SAMKV = 4,      /* what a fetch gives */
+};
+enum samkv_evaluated_cut { SAMKV_CUT_NONE = 0, SAMKV_CUT_FIRST = 1, SAMKV_CUT_RANDOM = 2 };
+
+/* One way to make a cache, to be compared with others. samkv_evaluated_variant_init gives the defaults. */
+struct samkv_evaluated_variant {
+    enum samkv_evaluated_method method;
+    enum samkv_evaluated_cut cut; /* not SAMKV: keep only the first blocks, or random ones, as many as SAMKV would */
+    double share;                 /* CACHEBLEND: of the kept tokens, (0, 1]; 0.15 */
+    uint32_t first_tokens;        /* EPIC; 16 */
+    struct samkv_fetch_options fetch; /* ratio and how SAMKV chooses; collection, ids and query are ignored */
+    uint64_t reserved[4];
+};
+SAMKV_API void samkv_evaluated_variant_init(struct samkv_evaluated_variant *);
+
+/* One question, answered greedily by the daemon's own model from each variant's cache. */
+struct samkv_evaluate_options {
+    const char *collection;
+    const char *const *ids;
+    size_t id_count;
+    const char *question; /* UTF-8, put to the model as samkv_ask_options has it; or query_tokens */
+    size_t question_bytes;
+    bool raw;
+    const int32_t *query_tokens;
+    size_t query_token_count;
+    const char *gold; /* the right answer, or gold_tokens, or neither: its likelihood under each variant is told */
+    size_t gold_bytes;
+    const int32_t *gold_tokens;
+    size_t gold_token_count;
+    uint32_t max_tokens; /* of an answer; 0: 32 */
+    uint64_t seed;       /* of SAMKV_CUT_RANDOM */
+    const struct samkv_evaluated_variant *variants;
+    size_t variant_count; /* at most 256 */
+    uint64_t reserved[4];
+};
 
 /* ------------------------------------------------------------------ what is answered */
 
@@ -317,6 +377,7 @@ struct samkv_model_info {
     const char *name, *path, *device, *fingerprint, *dtype; /* dtype: of what is stored */
     uint32_t layers, context_tokens;
     uint64_t weight_bytes;
+    const char *chat; /* format of its conversations: "chatml", "llama3", "phi3", "mistral", "" when it has none */
 };
 
 /* How often a value fell between bounds: counts[i] above bounds[i - 1] and at most bounds[i]. */
@@ -351,6 +412,7 @@ enum samkv_operation {
     SAMKV_OPERATION_IMPORT = 15,
     SAMKV_OPERATION_COMPACT = 16,
     SAMKV_OPERATION_TRACE = 17,
+    SAMKV_OPERATION_EVALUATE = 18,
     SAMKV_OPERATION_CALIBRATE = 19,
 };
 
@@ -395,6 +457,21 @@ struct samkv_ask_answer {
     uint32_t answer_tokens, prompt_tokens; /* prompt: rows that were there before the answer began */
     double first_token_ms, total_ms;
     const struct samkv_figures *figures; /* of the sparse cache; NULL for the other methods */
+};
+
+/* What one variant gave; in the last piece, which has none, `variant` is -1. */
+struct samkv_evaluate_answer {
+    int64_t variant;  /* its number in the options */
+    const char *text; /* not NUL-terminated; empty where the model has no tokenizer */
+    size_t text_bytes;
+    const int32_t *tokens; /* the same answer, without what ends it */
+    size_t token_count;
+    double log_likelihood; /* of the gold answer's first gold_tokens tokens, their sum, in nats */
+    uint32_t gold_tokens;
+    double kl;                       /* of the next token's distribution, from that behind the full cache, in nats */
+    bool agrees;                     /* token for token with the answer from the full cache */
+    double first_token_ms, total_ms; /* total_ms: in the last piece */
+    const struct samkv_figures *figures; /* of the cache; NULL in the last piece */
 };
 
 struct samkv_list_answer {
@@ -578,6 +655,7 @@ struct samkv_reply {
         struct samkv_compact_answer compact;
         struct samkv_trace_answer trace;
         struct samkv_calibrate_answer calibrate;
+        struct samkv_evaluate_answer evaluate;
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;
@@ -608,6 +686,12 @@ SAMKV_API enum samkv_status samkv_client_fetch(struct samkv_client *, const stru
 SAMKV_API enum samkv_status samkv_client_ask(struct samkv_client *, const struct samkv_ask_options *,
                                              bool (*on_text)(void *arg, const char *text, size_t bytes), void *arg,
                                              struct samkv_reply *reply, struct samkv_error *err) SAMKV_MUST_USE;
+
+/* on_variant gets each variant's piece as it comes, like on_text above. */
+SAMKV_API enum samkv_status samkv_client_evaluate(struct samkv_client *, const struct samkv_evaluate_options *,
+                                                  bool (*on_variant)(void *arg, const struct samkv_evaluate_answer *),
+                                                  void *arg, struct samkv_reply *reply,
+                                                  struct samkv_error *err) SAMKV_MUST_USE;
 
 /* One page of at most limit (0: the daemon's choice) documents whose id is above `after` (NULL: from the start). */
 SAMKV_API enum samkv_status samkv_client_list(struct samkv_client *, const char *collection, const char *after,
@@ -773,6 +857,8 @@ SAMKV_API enum samkv_status samkv_client_submit_fetch(struct samkv_client *, con
                                                       uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_ask(struct samkv_client *, const struct samkv_ask_options *,
                                                     uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
+SAMKV_API enum samkv_status samkv_client_submit_evaluate(struct samkv_client *, const struct samkv_evaluate_options *,
+                                                         uint64_t *request, struct samkv_error *err) SAMKV_MUST_USE;
 SAMKV_API enum samkv_status samkv_client_submit_list(struct samkv_client *, const char *collection, const char *after,
                                                      uint32_t limit, uint64_t *request,
                                                      struct samkv_error *err) SAMKV_MUST_USE;

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/fetch/score.h"
 #include "daemon/samkv/transfer.h"
 #include "daemon/store/scratch.h"
 
@@ -257,6 +258,7 @@ struct plan {
     int32_t *starts;      /* [documents] */
     const float **index;  /* [documents][stable], on the device */
     float *scores;        /* [stable][blocks] */
+    float *q_rows;        /* for scores of the query's tokens, which are made on the host; else NULL */
     struct samkv_select_document *documents;
     struct samkv_kv_cache cache;
     struct samkv_bands bands; /* of the anchors */
@@ -279,6 +281,7 @@ static void plan_deinit(struct plan *p)
     free(p->starts);
     free(p->index);
     free(p->scores);
+    free(p->q_rows);
     free(p->documents);
 }
 
@@ -295,6 +298,12 @@ static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, 
     p->index = malloc(n * job->stable_count * sizeof *p->index);
     p->scores = malloc(job->stable_count * blocks * sizeof *p->scores);
     p->documents = calloc(n, sizeof *p->documents);
+    if (samkv_fetch_job_scores_tokens(job)) {
+        size_t q_width = (size_t)job->collection.heads * job->collection.shape.head_dim;
+        p->q_rows = malloc(job->stable_count * samkv_fetch_job_scored_tokens(job) * q_width * sizeof *p->q_rows);
+        if (!p->q_rows)
+            return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
+    }
     if (!p->positions || !p->first_block || !p->starts || !p->index || !p->scores || !p->documents)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     return list_init(&p->list, job, &job->planned, job->preamble_manifest.blocks + blocks + n * job->stable_count, err);
@@ -308,7 +317,7 @@ static void add_anchors(struct plan *p)
     for (uint32_t i = 0; i < job->document_count; i++) {
         const struct samkv_fetch_document *d = &job->documents[i];
         for (uint32_t b = 0; b < d->blocks.count; b++) {
-            if (!samkv_block_is_anchor(&d->blocks, b))
+            if (!samkv_fetch_job_query_sees(job, &d->blocks, b))
                 continue;
             add_block(&p->list, &d->manifest, b, p->rows, 0);
             for (uint32_t t = 0; t < samkv_block_size(&d->blocks, b); t++)
@@ -329,7 +338,7 @@ static void add_index(struct plan *p)
         p->documents[i] = (struct samkv_select_document){.blocks = d->blocks, .start = d->start};
         p->first_block[i + 1] = p->first_block[i] + (int32_t)d->blocks.count;
         p->starts[i] = (int32_t)d->start;
-        for (uint32_t s = 0; s < job->stable_count; s++)
+        for (uint32_t s = 0; s < job->stable_count && !p->q_rows; s++)
             add(&p->list, &d->manifest, SAMKV_CACHED_INDEX, job->stable[s],
                 (d->blocks.count * width + q_width) * sizeof(float));
     }
@@ -338,6 +347,8 @@ static void add_index(struct plan *p)
 static void point_at_index(struct plan *p)
 {
     const struct samkv_record_want *wants = p->list.pins->wants + p->index_first;
+    if (p->q_rows)
+        return;
     for (size_t i = 0; i < (size_t)p->job->document_count * p->job->stable_count; i++)
         p->index[i] = samkv_cached_memory(wants[i].entry);
 }
@@ -370,6 +381,11 @@ static void score_on_lane(void *arg)
     struct samkv_query_pass query = samkv_fetch_job_query_pass(job, p->rows);
     query.before_layer = wait_for_anchors;
     query.before_layer_arg = p;
+    if (p->q_rows) {
+        p->status = samkv_query_rows(&p->engine, &p->cache, &query, (int)samkv_fetch_job_scored_tokens(job), p->q_rows,
+                                     &p->lane_err);
+        return;
+    }
     const struct samkv_query_scoring scoring = {
         .documents = job->document_count,
         .index = p->index,
@@ -414,11 +430,12 @@ static enum samkv_status score(struct plan *p, enum samkv_status status)
         status = samkv_fetch_job_read_tokens(p->job, p->err);
     if (p->started)
         samkv_lane_wait(p->engine.lane, &p->lane_job);
-    if (status || !p->status)
-        return status;
-    if (p->err)
-        *p->err = p->lane_err;
-    return p->status;
+    if (!status && p->status) {
+        status = p->status;
+        if (p->err)
+            *p->err = p->lane_err;
+    }
+    return status || !p->q_rows ? status : samkv_fetch_job_score(p->job, p->q_rows, p->scores, p->err);
 }
 
 enum samkv_status samkv_fetch_device_plan(struct samkv_fetch_job *job, struct samkv_error *err)

@@ -93,6 +93,10 @@ struct samkv_query_pass samkv_fetch_job_query_pass(const struct samkv_fetch_job 
 enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *, const struct samkv_select_document *,
                                          const float *const *q_query, const float *scores,
                                          struct samkv_error *) SAMKV_MUST_USE;
+/* Whether the query's pass sees this block of a document: anchors, or with SAMKV_SCORE_ATTEND all. */
+bool samkv_fetch_job_query_sees(const struct samkv_fetch_job *, const struct samkv_blocks *, uint32_t block);
+/* Whether blocks are scored as score.h says, and not by the query's mean. */
+bool samkv_fetch_job_scores_tokens(const struct samkv_fetch_job *);
 /* Instead of plan: everything is kept and nothing recomputed (naive reuse). */
 enum samkv_status samkv_fetch_job_keep_all(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;
 

@@ -4,6 +4,7 @@
 
 #include "daemon/fetch/device.h"
 #include "daemon/fetch/job.h"
+#include "daemon/fetch/score.h"
 
 /* What planning holds besides the job. */
 struct plan {
@@ -14,8 +15,9 @@ struct plan {
     struct samkv_select_document *documents;
     float *q_query; /* [stable][heads * head_dim] */
     const float **q_query_layers;
-    int32_t *positions; /* of the anchor rows, preamble first */
-    size_t anchor_rows; /* without the preamble */
+    float *q_rows, *scores; /* for scores of the query's tokens: see score.h */
+    int32_t *positions;     /* of the anchor rows, preamble first */
+    size_t anchor_rows;     /* without the preamble */
     struct samkv_kv_cache cache;
     enum samkv_status status;
     struct samkv_error *err;
@@ -29,12 +31,24 @@ static void plan_deinit(struct plan *p)
     free(p->documents);
     free(p->q_query);
     free(p->q_query_layers);
+    free(p->q_rows);
+    free(p->scores);
     free(p->positions);
 }
 
 static size_t q_width(const struct samkv_fetch_job *job)
 {
     return (size_t)job->collection.heads * job->collection.shape.head_dim;
+}
+
+bool samkv_fetch_job_scores_tokens(const struct samkv_fetch_job *job)
+{
+    return job->request->scoring != SAMKV_SCORE_MEAN;
+}
+
+bool samkv_fetch_job_query_sees(const struct samkv_fetch_job *job, const struct samkv_blocks *blocks, uint32_t block)
+{
+    return job->request->scoring == SAMKV_SCORE_ATTEND || samkv_block_is_anchor(blocks, block);
 }
 
 static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, struct samkv_error *err)
@@ -52,7 +66,14 @@ static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, 
     p->q_query_layers = calloc(stable, sizeof *p->q_query_layers);
     if (!p->index || !p->kmean || !p->qlocal || !p->documents || !p->q_query || !p->q_query_layers)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    return SAMKV_OK;
+    for (uint32_t i = 0; i < job->document_count; i++)
+        p->documents[i] =
+            (struct samkv_select_document){.blocks = job->documents[i].blocks, .start = job->documents[i].start};
+    if (!samkv_fetch_job_scores_tokens(job))
+        return SAMKV_OK;
+    p->q_rows = malloc(stable * samkv_fetch_job_scored_tokens(job) * q_width(job) * sizeof(float));
+    p->scores = malloc(stable * blocks * sizeof(float));
+    return p->q_rows && p->scores ? SAMKV_OK : samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
 }
 
 static enum samkv_status read_index(struct plan *p)
@@ -74,7 +95,8 @@ static enum samkv_status read_index(struct plan *p)
             qlocal[s] = at + means;
             at += count;
         }
-        p->documents[i] = (struct samkv_select_document){d->blocks, d->start, kmean, qlocal};
+        p->documents[i].kmean = kmean;
+        p->documents[i].qlocal = qlocal;
     }
     return SAMKV_OK;
 }
@@ -86,7 +108,7 @@ static size_t count_anchors(const struct samkv_fetch_job *job, size_t *rows)
     for (uint32_t i = 0; i < job->document_count; i++) {
         const struct samkv_blocks *b = &job->documents[i].blocks;
         for (uint32_t k = 0; k < b->count; k++) {
-            if (samkv_block_is_anchor(b, k)) {
+            if (samkv_fetch_job_query_sees(job, b, k)) {
                 blocks++;
                 *rows += samkv_block_size(b, k);
             }
@@ -111,7 +133,7 @@ static enum samkv_status read_anchors(struct plan *p)
     for (uint32_t i = 0; i < job->document_count; i++) {
         const struct samkv_fetch_document *d = &job->documents[i];
         for (uint32_t b = 0; b < d->blocks.count; b++) {
-            if (!samkv_block_is_anchor(&d->blocks, b))
+            if (!samkv_fetch_job_query_sees(job, &d->blocks, b))
                 continue;
             loads[n++] = (struct samkv_load){&d->manifest, b, row};
             for (uint32_t t = 0; t < samkv_block_size(&d->blocks, b); t++)
@@ -154,7 +176,10 @@ static void query_on_lane(void *arg)
     if (!p->status)
         p->status = samkv_stage_place(&job->engine, &job->anchors, &p->cache, p->positions + preamble, preamble,
                                       anchors, p->err);
-    if (!p->status)
+    if (!p->status && p->q_rows)
+        p->status = samkv_query_rows(&job->engine, &p->cache, &query, (int)samkv_fetch_job_scored_tokens(job),
+                                     p->q_rows, p->err);
+    else if (!p->status)
         p->status = samkv_query_vector(&job->engine, &p->cache, &query, p->q_query, p->err);
     samkv_kv_cache_deinit(&p->cache, job->engine.device);
     job->query_lane_ms = samkv_now_ms() - since;
@@ -177,6 +202,7 @@ enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *job, const stru
         .document_count = job->document_count,
         .ratio = job->ratio,
         .fixed = job->fixed,
+        .neighbours = job->request->neighbours,
     };
     size_t blocks = 0;
     for (uint32_t i = 0; i < job->document_count; i++)
@@ -192,6 +218,10 @@ enum samkv_status samkv_fetch_job_select(struct samkv_fetch_job *job, const stru
 static enum samkv_status choose(struct plan *p)
 {
     struct samkv_fetch_job *job = p->job;
+    if (p->scores) {
+        enum samkv_status status = samkv_fetch_job_score(job, p->q_rows, p->scores, p->err);
+        return status ? status : samkv_fetch_job_select(job, p->documents, NULL, p->scores, p->err);
+    }
     for (uint32_t s = 0; s < job->stable_count; s++)
         p->q_query_layers[s] = p->q_query + s * q_width(job);
     return samkv_fetch_job_select(job, p->documents, p->q_query_layers, NULL, p->err);
@@ -204,7 +234,7 @@ enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *job, struct samkv
     if (!job->engine.device->unified)
         return samkv_fetch_device_plan(job, err);
     enum samkv_status status = plan_init(&p, job, err);
-    if (!status)
+    if (!status && !samkv_fetch_job_scores_tokens(job))
         status = read_index(&p);
     if (!status)
         status = read_anchors(&p);
@@ -214,6 +244,8 @@ enum samkv_status samkv_fetch_job_plan(struct samkv_fetch_job *job, struct samkv
         status = p.status;
     }
     job->timing.query = samkv_fetch_job_lap(job, SAMKV_PHASE_QUERY, &since);
+    if (job->request->scoring == SAMKV_SCORE_ATTEND) /* more than anchors: filling must not take it for them */
+        samkv_stage_deinit(&job->anchors);
     if (!status)
         status = choose(&p);
     job->timing.select = samkv_fetch_job_lap(job, SAMKV_PHASE_SELECT, &since);

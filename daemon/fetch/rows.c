@@ -32,17 +32,28 @@ static void set_row(struct samkv_fetch_job *job, uint32_t row, int32_t token, in
     job->depth[row] = depth;
 }
 
+/* What is added by DELTA is a difference of two passes that all rows go through alike. */
+static uint32_t depth_of(const struct samkv_fetch_job *job, uint32_t depth)
+{
+    if (samkv_fetch_job_is_full(job))
+        return depth;
+    if (job->request->no_recompute || !depth)
+        return 0;
+    return job->request->update == SAMKV_UPDATE_DELTA ? job->stable[job->stable_count - 1] + 1 : depth;
+}
+
 static uint32_t lay_out_document(struct samkv_fetch_job *job, uint32_t i, uint32_t row)
 {
     struct samkv_fetch_document *d = &job->documents[i];
     const struct samkv_selected *s = &job->selection.documents[i];
+    uint32_t passes = !samkv_fetch_job_is_full(job) && job->request->update == SAMKV_UPDATE_DELTA ? 2 : 1;
     d->first_kept_row = row;
     for (uint32_t k = 0; k < s->keep_count; k++) {
         uint32_t first = samkv_block_first(&d->blocks, s->keep[k]);
-        uint32_t depth = job->request->no_recompute && !samkv_fetch_job_is_full(job) ? 0 : s->depth[s->keep[k]];
+        uint32_t depth = depth_of(job, s->depth[s->keep[k]]);
         for (uint32_t t = first; t < first + samkv_block_size(&d->blocks, s->keep[k]); t++) {
             set_row(job, row++, d->tokens[t], (int32_t)i, t, d->start + t, depth);
-            job->recomputed += depth;
+            job->recomputed += passes * depth;
         }
     }
     return row;
@@ -140,6 +151,8 @@ struct samkv_recompute samkv_fetch_job_recomputation(const struct samkv_fetch_jo
         .depths = job->depth,
         .update = job->request->update,
         .theta = (float)job->request->theta,
+        .documents = job->doc,
+        .indices = job->index,
         .logits = job->logits,
         .cancelled = job->request->cancelled,
     };

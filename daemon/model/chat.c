@@ -4,6 +4,7 @@
 #include <string.h>
 
 struct format {
+    const char *name;
     const char *opening;  /* what the preamble has when it speaks this format */
     const char *closing;  /* behind the question */
     const char *thinking; /* a token of models that think first unless told that they have: closing_thought's mark */
@@ -13,12 +14,12 @@ struct format {
 /* The last one is for preambles that speak no chat format. As the families' own templates have it: ChatML (Qwen,
  * SmolLM), Llama 3, Phi-3, Llama 2 and Mistral. */
 static const struct format formats[] = {
-    {"<|im_start|>", "<|im_end|>\n<|im_start|>assistant\n", "<think>",
+    {"chatml", "<|im_start|>", "<|im_end|>\n<|im_start|>assistant\n", "<think>",
      "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"},
-    {"<|start_header_id|>", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"},
-    {"<|user|>", "<|end|>\n<|assistant|>\n"},
-    {"[INST]", "[/INST]"},
-    {NULL, "\nAnswer:"},
+    {"llama3", "<|start_header_id|>", "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"},
+    {"phi3", "<|user|>", "<|end|>\n<|assistant|>\n"},
+    {"mistral", "[INST]", "[/INST]"},
+    {"", NULL, "\nAnswer:"},
 };
 
 static const char *const endings[] = {"<|im_end|>",      "<|endoftext|>", "<|eot_id|>", "<|eom_id|>",
@@ -101,6 +102,14 @@ enum samkv_status samkv_chat_query(const struct samkv_model *model, const int32_
     if (!status)
         status = samkv_tokenizer_encode(model->tokenizer, closing, strlen(closing), SAMKV_ENCODE_SPECIAL, out, err);
     return status;
+}
+
+const char *samkv_chat_name(const struct samkv_model *model)
+{
+    const struct format *f = formats;
+    while (f->opening && (!model->tokenizer || samkv_tokenizer_id(model->tokenizer, f->opening) < 0))
+        f++;
+    return f->name;
 }
 
 bool samkv_chat_is_end(const struct samkv_model *model, int32_t token)

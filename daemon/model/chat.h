@@ -17,5 +17,8 @@ enum samkv_status samkv_chat_query(const struct samkv_model *, const int32_t *pr
                                    const char *question, size_t bytes, struct samkv_ids *out,
                                    struct samkv_error *) SAMKV_MUST_USE;
 
+/* The chat format that the model's tokenizer has the words of: "chatml", "llama3", "phi3", "mistral", "" for none. */
+const char *samkv_chat_name(const struct samkv_model *);
+
 /* Whether the token ends an answer. */
 bool samkv_chat_is_end(const struct samkv_model *, int32_t token);

@@ -1,5 +1,6 @@
 #include "daemon/model/forward.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -7,6 +8,9 @@
  */
 #define CHUNK_ROWS_CPU 512
 #define CHUNK_ROWS_GPU 8192
+
+/* Rows whose logits are in memory at a time: a vocabulary may have 150,000 entries. */
+#define LOGITS_ROWS 16
 
 struct samkv_workspace {
     struct samkv_device *device;
@@ -18,7 +22,7 @@ struct samkv_workspace {
     int32_t *ids, *positions, *cache_rows, *firsts, *limits, *keep;
     double *inv_freq;
     uint8_t *no_rope; /* [layers]; NULL when all layers have RoPE */
-    void *logits;     /* [vocab] in the activation type */
+    void *logits;     /* [LOGITS_ROWS][vocab] in the activation type */
     float *logits_f32;
 };
 
@@ -133,8 +137,8 @@ enum samkv_status samkv_workspace_new(const struct samkv_model *model, struct sa
     ws->chunk_rows = device->unified ? CHUNK_ROWS_CPU : CHUNK_ROWS_GPU;
     size_t half = c->head_dim / 2;
     if (device->ops->alloc(device, half * sizeof(double), (void **)&ws->inv_freq) ||
-        device->ops->alloc(device, c->vocab * samkv_dtype_bytes(device->dtype), &ws->logits) ||
-        device->ops->alloc(device, c->vocab * sizeof(float), (void **)&ws->logits_f32) ||
+        device->ops->alloc(device, LOGITS_ROWS * (size_t)c->vocab * samkv_dtype_bytes(device->dtype), &ws->logits) ||
+        device->ops->alloc(device, LOGITS_ROWS * (size_t)c->vocab * sizeof(float), (void **)&ws->logits_f32) ||
         device->ops->stream_new(device, &stream))
         goto fail;
     if (c->any_no_rope && device->ops->alloc(device, c->layers, (void **)&ws->no_rope))
@@ -401,6 +405,8 @@ static void run_tap(struct chunk *ck, uint32_t l)
         .k = element(ck->ws->qkv, q, e),
         .v = element(ck->ws->qkv, q + kv, e),
         .ld = qkv_width(c),
+        .rope = ck->ws->rope,
+        .cache_rows = ck->ws->cache_rows,
     };
     ck->pass->tap(ck->pass->tap_arg, ck->stream, &tap);
 }
@@ -410,11 +416,17 @@ static uint32_t depth_of(const struct samkv_pass *pass, int row)
     return pass->depths ? pass->depths[row] : pass->depth;
 }
 
-/* The row of the chunk whose logits are wanted behind the last layer, -1 before that layer or when there is none. */
-static int logits_row(const struct chunk *ck, uint32_t l)
+static int logits_rows(const struct samkv_pass *pass)
+{
+    return pass->logits_rows ? pass->logits_rows : 1;
+}
+
+/* The first row of the chunk whose logits are wanted behind the last layer; ck->n before that layer or when there is
+ * none. */
+static int first_logits_row(const struct chunk *ck, uint32_t l)
 {
     bool wanted = ck->pass->logits && ck->end == ck->pass->n && l + 1 == ck->model->config.layers;
-    return wanted ? ck->n - 1 : -1;
+    return wanted ? ck->n - logits_rows(ck->pass) : ck->n;
 }
 
 static void gather_rows(struct chunk *ck, const void *from, int width, void *to)
@@ -426,9 +438,9 @@ static void gather_rows(struct chunk *ck, const void *from, int width, void *to)
 static bool shrink(struct chunk *ck, uint32_t l)
 {
     struct samkv_workspace *ws = ck->ws;
-    int kept = 0, before = ck->n, wanted = logits_row(ck, l);
+    int kept = 0, before = ck->n, wanted = first_logits_row(ck, l);
     for (int i = 0; i < before; i++) {
-        if (depth_of(ck->pass, ck->rows[i]) > l + 1 || i == wanted) {
+        if (depth_of(ck->pass, ck->rows[i]) > l + 1 || i >= wanted) {
             ck->host[kept] = i;
             ck->rows[kept++] = ck->rows[i];
         }
@@ -470,16 +482,24 @@ static enum samkv_status run_layers(struct chunk *ck, struct samkv_error *err)
     return SAMKV_OK;
 }
 
-/* Logits of what follows the row that is left, into pass->logits. */
+/* Logits of what follows the rows that are left, into pass->logits, LOGITS_ROWS at a time. */
 static void read_logits(struct chunk *ck)
 {
     const struct samkv_model_config *c = &ck->model->config;
     struct samkv_workspace *ws = ck->ws;
-    ck->ops->rmsnorm(ck->stream, ws->hidden, c->hidden, ck->model->final_norm, c->rms_eps, 1, (int)c->hidden, ws->norm,
-                     c->hidden);
-    project(ck, ws->norm, (int)c->hidden, ck->model->lm_head, NULL, ws->logits, c->vocab, (int)c->vocab, false);
-    ck->ops->convert(ck->stream, ws->logits, ws->device->dtype, ws->logits_f32, SAMKV_F32, c->vocab);
-    ck->ops->download(ck->stream, ck->pass->logits, ws->logits_f32, c->vocab * sizeof(float));
+    int rows = ck->n;
+    ck->ops->rmsnorm(ck->stream, ws->hidden, c->hidden, ck->model->final_norm, c->rms_eps, rows, (int)c->hidden,
+                     ws->norm, c->hidden);
+    for (int first = 0; first < rows; first += LOGITS_ROWS) {
+        size_t at = (size_t)first * c->hidden * samkv_dtype_bytes(ws->device->dtype);
+        ck->n = rows - first < LOGITS_ROWS ? rows - first : LOGITS_ROWS;
+        size_t count = (size_t)ck->n * c->vocab;
+        project(ck, (const uint8_t *)ws->norm + at, (int)c->hidden, ck->model->lm_head, NULL, ws->logits, c->vocab,
+                (int)c->vocab, false);
+        ck->ops->convert(ck->stream, ws->logits, ws->device->dtype, ws->logits_f32, SAMKV_F32, count);
+        ck->ops->download(ck->stream, ck->pass->logits + (size_t)first * c->vocab, ws->logits_f32,
+                          count * sizeof(float));
+    }
 }
 
 static enum samkv_status run_chunk(struct chunk *ck, struct samkv_error *err)
@@ -522,6 +542,7 @@ enum samkv_status samkv_forward(const struct samkv_model *model, struct samkv_st
     int rows = pass->n < ws->chunk_rows ? pass->n : ws->chunk_rows;
     int32_t *host = malloc(2 * (size_t)rows * sizeof *host + 1);
     enum samkv_status status = SAMKV_OK;
+    assert(logits_rows(pass) == 1 || (pass->n <= ws->chunk_rows && logits_rows(pass) <= pass->n));
     if (!host || reserve_rows(ws, &model->config, rows)) {
         free(host);
         return samkv_fail(err, SAMKV_NO_MEMORY, "no memory for a pass of %d rows on %s", rows, model->device->name);

@@ -57,6 +57,8 @@ struct samkv_tap {
     const void *k; /* [n, kv_heads, head_dim] before RoPE, likewise */
     const void *v;
     size_t ld;
+    const float *rope;         /* [n] angles of the rows */
+    const int32_t *cache_rows; /* [n] rows of the cache that they are */
 };
 
 struct samkv_pass {
@@ -88,7 +90,10 @@ struct samkv_pass {
     enum samkv_status (*before_layer)(void *arg, uint32_t layer, struct samkv_error *);
     void *before_layer_arg;
 
-    float *logits; /* host, [vocab]: what follows the last row, which goes through all layers; NULL: not wanted */
+    /* host, [logits_rows][vocab]: what follows each of the last rows, which go through all layers; NULL: not wanted.
+     * More than one (0 is one): in a pass of one chunk only. */
+    float *logits;
+    int logits_rows;
     const bool *cancelled; /* looked at between chunks; may be NULL */
 };
 

@@ -3,12 +3,12 @@
 
 #include "daemon/fetch/ask.h"
 #include "daemon/fetch/fetch.h"
+#include "daemon/net/handle_fetch.h"
 #include "daemon/net/handlers.h"
 #include "daemon/net/lease_watch.h"
 
-/* What was validated, in the job's own terms. Pointers are the message's. */
-static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, const char *collection,
-                         struct samkv_fetch_request *out)
+void samkv_fetch_message_read(struct samkv_request *r, const Samkv__FetchRequest *m, const char *collection,
+                              struct samkv_fetch_request *out)
 {
     samkv_fetch_request_init(out);
     out->collection = collection;
@@ -31,9 +31,20 @@ static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, 
         out->local_tokens = m->local_tokens;
     static const enum samkv_update updates[] = {[SAMKV__UPDATE__OVERWRITE] = SAMKV_UPDATE_OVERWRITE,
                                                 [SAMKV__UPDATE__COSINE] = SAMKV_UPDATE_COSINE,
-                                                [SAMKV__UPDATE__THETA] = SAMKV_UPDATE_THETA};
+                                                [SAMKV__UPDATE__THETA] = SAMKV_UPDATE_THETA,
+                                                [SAMKV__UPDATE__DELTA] = SAMKV_UPDATE_DELTA};
+    static const enum samkv_neighbours neighbours[] = {[SAMKV__NEIGHBOURS__NONE] = SAMKV_NEIGHBOURS_NONE,
+                                                       [SAMKV__NEIGHBOURS__LEFT] = SAMKV_NEIGHBOURS_LEFT,
+                                                       [SAMKV__NEIGHBOURS__BOTH] = SAMKV_NEIGHBOURS_BOTH};
+    static const enum samkv_scoring scorings[] = {[SAMKV__SCORING__MEAN] = SAMKV_SCORE_MEAN,
+                                                  [SAMKV__SCORING__TOKENS] = SAMKV_SCORE_TOKENS,
+                                                  [SAMKV__SCORING__EXACT] = SAMKV_SCORE_EXACT,
+                                                  [SAMKV__SCORING__LAST] = SAMKV_SCORE_LAST,
+                                                  [SAMKV__SCORING__ATTEND] = SAMKV_SCORE_ATTEND};
     out->update = updates[m->update];
     out->theta = m->theta;
+    out->scoring = scorings[m->scoring];
+    out->neighbours = neighbours[m->neighbours];
     out->no_recompute = m->no_recompute;
     out->compact = m->positions == SAMKV__POSITIONS__COMPACT;
     out->with_query = m->with_query;
@@ -42,7 +53,6 @@ static void fill_request(struct samkv_request *r, const Samkv__FetchRequest *m, 
     out->deadline_at_ms = m->deadline_ms > 0 ? r->accepted_ms + m->deadline_ms : 0;
     out->cancelled = &r->cancelled;
     out->trace = &r->traced.trace;
-    samkv_gates_apply(r->service->gates, out);
 }
 
 static void fill_layout(const struct samkv_fetch_layout *l, Samkv__FetchReply *m)
@@ -76,16 +86,7 @@ static void fill_timing(const struct samkv_request *r, const struct samkv_fetch_
     m->queue = t->queue + r->waited_ms;
 }
 
-/* A FetchReply over a result, with the few arrays that protobuf-c wants in its own form. */
-struct fetch_reply {
-    Samkv__FetchReply message;
-    Samkv__Timing timing;
-    Samkv__DeviceMemory device;
-    Samkv__Kept *kept;
-    Samkv__Kept **kept_pointers;
-};
-
-static void fetch_reply_deinit(struct fetch_reply *reply)
+void samkv_fetch_message_deinit(struct samkv_fetch_message *reply)
 {
     free(reply->kept);
     free(reply->kept_pointers);
@@ -127,11 +128,10 @@ static void fill_device(const struct samkv_fetch_result *result, Samkv__DeviceMe
     }
 }
 
-/* Deinit in every case; the result must outlive the reply. */
-static enum samkv_status fetch_reply_init(struct fetch_reply *reply, const struct samkv_request *r,
-                                          const struct samkv_fetch_result *result)
+enum samkv_status samkv_fetch_message_init(struct samkv_fetch_message *reply, const struct samkv_request *r,
+                                           const struct samkv_fetch_result *result)
 {
-    *reply = (struct fetch_reply){.message = SAMKV__FETCH_REPLY__INIT, .timing = SAMKV__TIMING__INIT};
+    *reply = (struct samkv_fetch_message){.message = SAMKV__FETCH_REPLY__INIT, .timing = SAMKV__TIMING__INIT};
     fill_layout(&result->layout, &reply->message);
     fill_figures(result, &reply->message);
     fill_timing(r, &result->timing_ms, &reply->timing);
@@ -214,13 +214,13 @@ struct announcer {
 static enum samkv_status announce(void *arg, struct samkv_fetch_result *memory, struct samkv_error *err)
 {
     struct announcer *a = arg;
-    struct fetch_reply packed = {.kept = NULL};
+    struct samkv_fetch_message packed = {.kept = NULL};
     struct samkv_fds fds = {.count = 0};
     enum samkv_status st = SAMKV_OK;
     if (!a->watch)
         st = samkv_lease_watch_new(&a->request->service->leases, &a->watch, err);
     if (st == SAMKV_OK)
-        st = fetch_reply_init(&packed, a->request, memory);
+        st = samkv_fetch_message_init(&packed, a->request, memory);
     if (st == SAMKV_OK)
         st = samkv_lease_watch_bind(a->watch, memory->lease, &fds.fd[1], err);
     if (st == SAMKV_OK) {
@@ -236,22 +236,22 @@ static enum samkv_status announce(void *arg, struct samkv_fetch_result *memory, 
         a->watch = NULL;
     samkv_lease_end(memory->lease, true);
     memory->lease = NULL;
-    fetch_reply_deinit(&packed);
+    samkv_fetch_message_deinit(&packed);
     return st;
 }
 
 static enum samkv_status reply_to_fetch(struct samkv_request *r, struct samkv_fetch_result *result,
                                         struct samkv_outgoing **reply, struct samkv_error *err)
 {
-    struct fetch_reply packed;
+    struct samkv_fetch_message packed;
     assert(!result->lease); /* it was announced */
-    enum samkv_status st = fetch_reply_init(&packed, r, result);
+    enum samkv_status st = samkv_fetch_message_init(&packed, r, result);
     if (st == SAMKV_OK) {
         struct samkv_fds fds = {.fd = {result->memfd}, .count = 1};
         result->memfd = -1; /* the frame's now, also when it fails */
         st = samkv_request_reply(r, &packed.message.base, &fds, reply, err);
     }
-    fetch_reply_deinit(&packed);
+    samkv_fetch_message_deinit(&packed);
     return st;
 }
 
@@ -264,7 +264,8 @@ enum samkv_status samkv_handle_fetch(struct samkv_request *r, const ProtobufCMes
     const Samkv__FetchRequest *m = (const Samkv__FetchRequest *)message;
     char collection[SAMKV_ID_MAX_BYTES + 1];
     enum samkv_status st = samkv_access_find(r, m->collection, SAMKV_RIGHT_READ, collection, err);
-    fill_request(r, m, collection, &request);
+    samkv_fetch_message_read(r, m, collection, &request);
+    samkv_gates_apply(r->service->gates, &request);
     request.announce = announce;
     request.announce_arg = &announcer;
     if (st == SAMKV_OK && request.placement == SAMKV_PLACE_DEVICE)
@@ -316,13 +317,13 @@ static enum samkv_status reply_to_ask(struct samkv_request *r, const struct samk
         observe_ms(&r->service->metrics, SAMKV_HISTOGRAM_ASK_FIRST_TOKEN, message.first_token_ms);
     if (!result->fetch.documents) /* nothing sparse was made */
         return samkv_request_reply(r, &message.base, NULL, reply, err);
-    struct fetch_reply packed;
+    struct samkv_fetch_message packed;
     count(r, &result->fetch);
-    enum samkv_status st = fetch_reply_init(&packed, r, &result->fetch);
+    enum samkv_status st = samkv_fetch_message_init(&packed, r, &result->fetch);
     message.fetch = &packed.message;
     if (st == SAMKV_OK)
         st = samkv_request_reply(r, &message.base, NULL, reply, err);
-    fetch_reply_deinit(&packed);
+    samkv_fetch_message_deinit(&packed);
     return st;
 }
 
@@ -342,8 +343,9 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
     enum samkv_status st = samkv_access_find(r, m->fetch->collection, SAMKV_RIGHT_READ, collection, err);
     if (st != SAMKV_OK)
         return st;
-    fill_request(r, m->fetch, collection, &request.fetch);
-    request.fetch.placement = SAMKV_PLACE_HOST;                  /* its cache goes nowhere */
+    samkv_fetch_message_read(r, m->fetch, collection, &request.fetch);
+    request.fetch.placement = SAMKV_PLACE_HOST; /* its cache goes nowhere */
+    samkv_gates_apply(r->service->gates, &request.fetch);
     if (request.fetch.full && request.method == SAMKV_ASK_SAMKV) /* the collection's quality needs it */
         request.method = SAMKV_ASK_FULL;
     struct ask_stream stream = {.request = r};

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "daemon/model/chat.h"
 #include "daemon/net/handlers.h"
 #include "daemon/net/quality.h"
 #include "daemon/samkv/lease.h"
@@ -38,6 +39,7 @@ static void fill_model(const struct samkv_engine *engine, struct model_row *row)
     row->message.context_tokens = model->config.context_tokens;
     row->message.weight_bytes = model->weight_bytes;
     row->message.dtype = (char *)samkv_dtype_name(engine->stored);
+    row->message.chat = (char *)samkv_chat_name(model);
 }
 
 static void fill_store(const struct samkv_store_stats *stats, Samkv__StatusReply *m)

@@ -4,6 +4,7 @@
 #include <utf8proc.h>
 
 #include "daemon/fetch/calibrate.h"
+#include "daemon/fetch/evaluate.h"
 #include "daemon/fetch/fetch.h"
 #include "daemon/store/store.h"
 
@@ -115,18 +116,22 @@ static enum samkv_status check_layers(const Samkv__FetchRequest *m, struct samkv
     return SAMKV_OK;
 }
 
-/* Everything but the query. Comparisons are written so that NaN fails. */
-static enum samkv_status check_selection(const Samkv__FetchRequest *m, struct samkv_error *err)
+/* How blocks are chosen and recomputed. Comparisons are written so that NaN fails. */
+static enum samkv_status check_way(const Samkv__FetchRequest *m, struct samkv_error *err)
 {
-    TRY(samkv_check_collection(m->collection, err));
-    TRY(samkv_check_ids(m->ids, m->n_ids, err));
     if (m->ratio_given_case == SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO && !(m->ratio > 0 && m->ratio <= 1))
         return samkv_fail(err, SAMKV_INVALID, "ratio %g is out of range; give more than 0 and at most 1", m->ratio);
     if ((uint32_t)m->selection > SAMKV__SELECTION__FIXED)
         return samkv_fail(err, SAMKV_INVALID, "selection %d is not known; give dynamic or fixed", (int)m->selection);
-    if ((uint32_t)m->update > SAMKV__UPDATE__THETA)
-        return samkv_fail(err, SAMKV_INVALID, "update %d is not known; give overwrite, cosine or a number",
+    if ((uint32_t)m->update > SAMKV__UPDATE__DELTA)
+        return samkv_fail(err, SAMKV_INVALID, "update %d is not known; give overwrite, cosine, delta or a number",
                           (int)m->update);
+    if ((uint32_t)m->scoring > SAMKV__SCORING__ATTEND)
+        return samkv_fail(err, SAMKV_INVALID, "score %d is not known; give mean, tokens, exact, last or attend",
+                          (int)m->scoring);
+    if ((uint32_t)m->neighbours > SAMKV__NEIGHBOURS__BOTH)
+        return samkv_fail(err, SAMKV_INVALID, "neighbours %d is not known; give none, left or both",
+                          (int)m->neighbours);
     if (!(m->theta >= 0 && m->theta <= 1))
         return samkv_fail(err, SAMKV_INVALID, "theta %g is out of range; give 0 to 1", m->theta);
     if ((uint32_t)m->positions > SAMKV__POSITIONS__COMPACT)
@@ -139,6 +144,14 @@ static enum samkv_status check_selection(const Samkv__FetchRequest *m, struct sa
     if (m->local_tokens_given_case == SAMKV__FETCH_REQUEST__LOCAL_TOKENS_GIVEN_LOCAL_TOKENS)
         TRY(check_range(m->local_tokens, 0, SAMKV_MAX_ANCHOR_TOKENS, "local tokens", err));
     return SAMKV_OK;
+}
+
+/* Everything but the query. */
+static enum samkv_status check_selection(const Samkv__FetchRequest *m, struct samkv_error *err)
+{
+    TRY(samkv_check_collection(m->collection, err));
+    TRY(samkv_check_ids(m->ids, m->n_ids, err));
+    return check_way(m, err);
 }
 
 enum samkv_status samkv_check_fetch(const ProtobufCMessage *message, struct samkv_error *err)
@@ -162,6 +175,38 @@ enum samkv_status samkv_check_ask(const ProtobufCMessage *message, struct samkv_
         return samkv_fail(err, SAMKV_INVALID, "method %d is not known; give samkv, full or reuse", (int)m->method);
     TRY(check_range(m->max_tokens, 0, SAMKV_MAX_ANSWER_TOKENS, "max tokens", err));
     return check_selection(m->fetch, err);
+}
+
+static enum samkv_status check_variant(const Samkv__EvaluateVariant *v, struct samkv_error *err)
+{
+    if ((uint32_t)v->method > SAMKV__EVALUATED__EVALUATE_SAMKV)
+        return samkv_fail(err, SAMKV_INVALID, "a variant's method %d is not known; give 0 to %d", (int)v->method,
+                          (int)SAMKV__EVALUATED__EVALUATE_SAMKV);
+    if ((uint32_t)v->cut > SAMKV__CUT__CUT_RANDOM)
+        return samkv_fail(err, SAMKV_INVALID, "a variant's cut %d is not known; give 0 to %d", (int)v->cut,
+                          (int)SAMKV__CUT__CUT_RANDOM);
+    if (!(v->share >= 0 && v->share <= 1))
+        return samkv_fail(err, SAMKV_INVALID, "a variant's share %g is out of range; give 0 to 1", v->share);
+    return v->fetch ? check_way(v->fetch, err) : SAMKV_OK;
+}
+
+enum samkv_status samkv_check_evaluate(const ProtobufCMessage *message, struct samkv_error *err)
+{
+    const Samkv__EvaluateRequest *m = (const Samkv__EvaluateRequest *)message;
+    TRY(samkv_check_collection(m->collection, err));
+    TRY(samkv_check_ids(m->ids, m->n_ids, err));
+    if (m->question.len && m->query_tokens)
+        return samkv_fail(err, SAMKV_INVALID, "the question is given as text and as tokens; give one of them");
+    if (!m->question.len && (!m->query_tokens || !m->query_tokens->n_ids))
+        return samkv_fail(err, SAMKV_INVALID, "the question is empty; give text or tokens");
+    if (m->gold.len && m->gold_tokens)
+        return samkv_fail(err, SAMKV_INVALID, "the gold answer is given as text and as tokens; give one of them");
+    TRY(check_range(m->max_tokens, 0, SAMKV_MAX_ANSWER_TOKENS, "max tokens", err));
+    if (!m->n_variants || m->n_variants > SAMKV_MAX_VARIANTS)
+        return samkv_fail(err, SAMKV_INVALID, "%zu variants; give 1 to %d", m->n_variants, SAMKV_MAX_VARIANTS);
+    for (size_t i = 0; i < m->n_variants; i++)
+        TRY(check_variant(m->variants[i], err));
+    return SAMKV_OK;
 }
 
 enum samkv_status samkv_check_list(const ProtobufCMessage *message, struct samkv_error *err)

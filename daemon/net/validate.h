@@ -22,6 +22,7 @@ enum samkv_status samkv_check_ids(char *const *ids, size_t count, struct samkv_e
 enum samkv_status samkv_check_ingest(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_fetch(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_ask(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_check_evaluate(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_list(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_show(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;
 enum samkv_status samkv_check_remove(const ProtobufCMessage *, struct samkv_error *) SAMKV_MUST_USE;

@@ -1,5 +1,7 @@
 #include "daemon/samkv/recompute.h"
 
+#include "daemon/samkv/recompute_delta.h"
+
 #include <stdlib.h>
 
 /* ------------------------------------------------------------------ step 1 */
@@ -86,10 +88,11 @@ static enum samkv_status combine(const struct means *m, const struct samkv_engin
     return status;
 }
 
-static enum samkv_status run_query(const struct samkv_engine *e, struct samkv_kv_cache *cache, struct means *m,
-                                   struct samkv_error *err)
+enum samkv_status samkv_query_run(const struct samkv_engine *e, struct samkv_kv_cache *cache,
+                                  const struct samkv_query_pass *q,
+                                  void (*tap)(void *, struct samkv_stream *, const struct samkv_tap *), void *tap_arg,
+                                  struct samkv_error *err)
 {
-    const struct samkv_query_pass *q = m->query;
     size_t n = (size_t)q->query_count;
     int32_t *columns = malloc(3 * n * sizeof *columns);
     if (!columns)
@@ -106,8 +109,8 @@ static enum samkv_status run_query(const struct samkv_engine *e, struct samkv_kv
         .cache_rows = columns + n,
         .limits = columns + 2 * n,
         .depth = q->stable_layers[q->stable_count - 1] + 1,
-        .tap = on_layer,
-        .tap_arg = m,
+        .tap = tap,
+        .tap_arg = tap_arg,
         .before_layer = q->before_layer,
         .before_layer_arg = q->before_layer_arg,
         .cancelled = q->cancelled,
@@ -125,7 +128,7 @@ enum samkv_status samkv_query_vector(const struct samkv_engine *engine, struct s
     if (status) {
         samkv_fail(err, status, "no memory on %s for the query's vector", engine->device->name);
     } else {
-        status = run_query(engine, cache, &m, err);
+        status = samkv_query_run(engine, cache, query, on_layer, &m, err);
         if (!status)
             status = combine(&m, engine, out, err);
     }
@@ -239,7 +242,7 @@ enum samkv_status samkv_query_scores(const struct samkv_engine *engine, struct s
     if (status)
         samkv_fail(err, status, "no memory on %s to score the documents' blocks", engine->device->name);
     if (!status)
-        status = run_query(engine, cache, &m, err);
+        status = samkv_query_run(engine, cache, query, on_layer, &m, err);
     if (!status)
         status = gather_means(&m, engine, err);
     if (!status && scoring->ready)
@@ -261,7 +264,8 @@ struct active {
     void *memory;
 };
 
-static enum samkv_status active_init(struct active *a, const struct samkv_recompute *r)
+/* Of the rows from `first` on. */
+static enum samkv_status active_init(struct active *a, const struct samkv_recompute *r, int first)
 {
     size_t all = (size_t)r->rows + (size_t)r->query_count;
     *a = (struct active){.memory = malloc(5 * all * sizeof(int32_t) + 1)};
@@ -275,7 +279,7 @@ static enum samkv_status active_init(struct active *a, const struct samkv_recomp
     for (size_t i = 0; i < all; i++) {
         if (i == (size_t)r->rows)
             a->fresh_from = a->n;
-        if (!r->depths[i])
+        if (i < (size_t)first || !r->depths[i])
             continue;
         a->ids[a->n] = r->ids[i];
         a->positions[a->n] = r->positions[i];
@@ -293,7 +297,11 @@ enum samkv_status samkv_recompute(const struct samkv_engine *engine, struct samk
                                   const struct samkv_recompute *r, struct samkv_error *err)
 {
     struct active a;
-    enum samkv_status status = active_init(&a, r);
+    bool delta = r->update == SAMKV_UPDATE_DELTA;
+    enum samkv_status status = delta ? samkv_recompute_delta(engine, cache, r, err) : SAMKV_OK;
+    if (status)
+        return status;
+    status = active_init(&a, r, delta ? r->rows : 0);
     if (status)
         return samkv_fail(err, status, "out of memory");
     const struct samkv_pass pass = {
@@ -303,7 +311,7 @@ enum samkv_status samkv_recompute(const struct samkv_engine *engine, struct samk
         .cache_rows = a.cache_rows,
         .limits = a.limits,
         .depths = a.depths,
-        .update = r->update,
+        .update = delta ? SAMKV_UPDATE_OVERWRITE : r->update, /* what is left then is the query's */
         .theta = r->theta,
         .fresh_from = a.fresh_from,
         .before_layer = r->before_layer,

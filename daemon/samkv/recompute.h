@@ -27,6 +27,17 @@ struct samkv_query_pass {
 };
 
 /*
+ * The pass itself, with a tap of the caller's (may be NULL) behind each layer's Q. `samkv_query_rows` has Q of the
+ * query's last `count` tokens in each stable layer, after RoPE: out [stable_count][count][heads * head_dim], host.
+ */
+enum samkv_status samkv_query_run(const struct samkv_engine *, struct samkv_kv_cache *, const struct samkv_query_pass *,
+                                  void (*tap)(void *, struct samkv_stream *, const struct samkv_tap *), void *tap_arg,
+                                  struct samkv_error *) SAMKV_MUST_USE;
+enum samkv_status samkv_query_rows(const struct samkv_engine *, struct samkv_kv_cache *,
+                                   const struct samkv_query_pass *, int count, float *out,
+                                   struct samkv_error *) SAMKV_MUST_USE;
+
+/*
  * Steps 2 and 3 up to the scores, on the device and right behind the query's pass. Host arrays but for what `index`
  * points to, which are the documents' index records as stored (see struct samkv_score).
  */
@@ -53,8 +64,11 @@ struct samkv_recompute {
     const int32_t *ids;       /* [rows + query_count] */
     const int32_t *positions; /* likewise, ascending */
     const uint32_t *depths;   /* likewise: layers that a row is recomputed in; 0 for the preamble, all for the query */
-    enum samkv_update update;
+    enum samkv_update update; /* DELTA: see recompute_delta.c */
     float theta;
+    /* For DELTA only, [rows]: whose each row is, ascending, -1: the preamble's; and its place there. All rows of
+     * documents then have the same depth. */
+    const int32_t *documents, *indices;
     float *logits; /* host, [vocab], of what follows the query; NULL: not wanted */
     /* See struct samkv_pass: rows of the cache may come while the recomputation runs. May be NULL. */
     enum samkv_status (*before_layer)(void *arg, uint32_t layer, struct samkv_error *);

@@ -272,6 +272,23 @@ static uint32_t document_of(const struct work *w, uint32_t block)
     return low;
 }
 
+/* Keeps what block `at` of document i brings along, while it fits `room` tokens; returns how many it took. */
+static uint64_t add_neighbours(const struct work *w, uint32_t i, uint32_t at, uint64_t room, uint8_t *keep)
+{
+    const struct samkv_blocks *blocks = &w->in->documents[i].blocks;
+    uint32_t first = w->first_block[i], end = w->first_block[i + 1];
+    uint32_t sides[2] = {at > first ? at - 1 : at, at + 1 < end ? at + 1 : at};
+    uint64_t used = 0;
+    for (int side = 0; side < (int)w->in->neighbours; side++) {
+        uint32_t size = samkv_block_size(blocks, sides[side] - first);
+        if (keep[sides[side]] || used + size > room)
+            continue;
+        keep[sides[side]] = 1;
+        used += size;
+    }
+    return used;
+}
+
 /* Anchors first, then candidates by rank until the next one does not fit. keep: [all blocks] */
 static void fill_budget(struct work *w, struct samkv_selection *out, uint8_t *keep)
 {
@@ -298,10 +315,13 @@ static void fill_budget(struct work *w, struct samkv_selection *out, uint8_t *ke
     for (uint32_t k = 0; k < candidates; k++) {
         uint32_t at = w->order[k], i = document_of(w, at);
         uint32_t size = samkv_block_size(&in->documents[i].blocks, at - w->first_block[i]);
+        if (keep[at]) /* as a neighbour */
+            continue;
         if (used + size > out->budget_tokens)
             break;
         keep[at] = 1;
         used += size;
+        used += add_neighbours(w, i, at, out->budget_tokens - used, keep);
     }
     out->kept_tokens = (uint32_t)used;
 }
@@ -320,7 +340,8 @@ static uint32_t depth_of(const struct work *w, uint32_t i, uint32_t b)
     uint32_t last = in->stable_layers[in->stable_count - 1];
     if (in->fixed || samkv_block_is_anchor(&in->documents[i].blocks, b))
         return last + 1;
-    return in->stable_layers[w->proposed[w->first_block[i] + b] - 1] + 1;
+    uint16_t proposed = w->proposed[w->first_block[i] + b];
+    return proposed ? in->stable_layers[proposed - 1] + 1 : last + 1; /* else it came as a neighbour */
 }
 
 static void write_out(const struct work *w, const uint8_t *keep, struct samkv_selection *out)

@@ -13,6 +13,9 @@
 #include "proto/status.h"
 #include "daemon/samkv/blocks.h"
 
+/* What a chosen block brings along, within the same budget: the one on its left, or those on both sides. */
+enum samkv_neighbours { SAMKV_NEIGHBOURS_NONE = 0, SAMKV_NEIGHBOURS_LEFT = 1, SAMKV_NEIGHBOURS_BOTH = 2 };
+
 struct samkv_select_document {
     struct samkv_blocks blocks;
     uint32_t start;             /* joint position of its first token, s_i */
@@ -32,6 +35,7 @@ struct samkv_select_input {
     uint32_t document_count;
     double ratio;
     bool fixed; /* every middle block competes, not only the proposed ones */
+    enum samkv_neighbours neighbours;
 };
 
 /* One per document; heap, freed by samkv_selection_deinit. */

@@ -259,7 +259,6 @@ static void place_band(struct ascent *a, int band)
         p.no_rope += first;
     p.k_cache = (uint8_t *)p.k_cache + first * p.layer_stride_bytes;
     p.v_cache = (uint8_t *)p.v_cache + first * p.layer_stride_bytes;
-    p.no_rope = p.no_rope ? p.no_rope + first : NULL;
     p.runs = t->scratch.runs + (size_t)band * a->want_count;
     p.rope = t->scratch.rope;
     p.count = (int)a->want_count;

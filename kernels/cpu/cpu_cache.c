@@ -23,6 +23,12 @@ static float update_theta(const struct samkv_cpu_simd *simd, const struct samkv_
     return c < 0.0f ? 0.0f : c > 1.0f ? 1.0f : c;
 }
 
+static void add(const float *src, float theta, int count, float *dst)
+{
+    for (int j = 0; j < count; j++)
+        dst[j] += theta * src[j];
+}
+
 /* dst = src with its RoPE, or as it is without a table; dst may be src. */
 static void rotate(const struct samkv_cpu_simd *simd, const float *src, const float *table, int head_dim, float *dst)
 {
@@ -50,6 +56,11 @@ static void write_row(const struct samkv_cpu_simd *simd, const struct samkv_kv_w
             continue;
         }
         rotate(simd, k, table, w->head_dim, rotated);
+        if (w->update == SAMKV_UPDATE_DELTA) {
+            add(rotated, w->theta, w->head_dim, k_cache);
+            add(v, w->theta, w->head_dim, v_cache);
+            continue;
+        }
         float theta = update_theta(simd, w, k_cache, rotated);
         simd->mix(rotated, theta, w->head_dim, k_cache);
         simd->mix(v, theta, w->head_dim, v_cache);

@@ -68,6 +68,7 @@ __global__ void __launch_bounds__(256) kv_write_octets(const kv_write_args<T> w)
         theta = cosine_of(group_sum<LANES>(dot), group_sum<LANES>(new_square), group_sum<LANES>(old_square));
     if (!active)
         return;
+    float keep = w.update == SAMKV_UPDATE_DELTA ? 1.0f : 1 - theta;
     if (!fresh) {
         float va[8], vb[8], wa[8], wb[8];
         v.unpack(va, vb);
@@ -75,10 +76,10 @@ __global__ void __launch_bounds__(256) kv_write_octets(const kv_write_args<T> w)
         old.unpack(wa, wb);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            ka[j] = (1 - theta) * oa[j] + theta * ka[j];
-            kb[j] = (1 - theta) * ob[j] + theta * kb[j];
-            va[j] = (1 - theta) * wa[j] + theta * va[j];
-            vb[j] = (1 - theta) * wb[j] + theta * vb[j];
+            ka[j] = keep * oa[j] + theta * ka[j];
+            kb[j] = keep * ob[j] + theta * kb[j];
+            va[j] = keep * wa[j] + theta * va[j];
+            vb[j] = keep * wb[j] + theta * vb[j];
         }
         v.pack(va, vb);
     }
@@ -114,6 +115,7 @@ __global__ void __launch_bounds__(256) kv_write_scalar(const kv_write_args<T> w)
         }
         theta = cosine_of(group_sum<32>(dot), group_sum<32>(new_square), group_sum<32>(old_square));
     }
+    float keep = w.update == SAMKV_UPDATE_DELTA ? 1.0f : 1 - theta;
     for (int j = lane; j < half; j += 32) {
         float made[4] = {to_float(k[j]), to_float(k[half + j]), to_float(v[j]), to_float(v[half + j])};
         T *at[4] = {w.k_cache + to + j, w.k_cache + to + half + j, w.v_cache + to + j, w.v_cache + to + half + j};
@@ -121,7 +123,7 @@ __global__ void __launch_bounds__(256) kv_write_scalar(const kv_write_args<T> w)
             rotate(made[0], made[1], angles[j], angles[half + j]);
 #pragma unroll
         for (int i = 0; i < 4; i++)
-            *at[i] = from_float<T>(fresh ? made[i] : (1 - theta) * to_float(*at[i]) + theta * made[i]);
+            *at[i] = from_float<T>(fresh ? made[i] : keep * to_float(*at[i]) + theta * made[i]);
     }
 }
 

@@ -61,7 +61,7 @@ static double measure_peak(const struct samkv_engine *e)
         host[i] = (float)rand() / (float)RAND_MAX - 0.5f;
     ops->upload(e->stream, f32, host, count * 4);
     ops->convert(e->stream, f32, SAMKV_F32, x, e->device->dtype, count);
-    ops->convert(e->stream, f32, SAMKV_F32, w, e->device->dtype, count);
+    ops->convert(e->stream, f32, SAMKV_F32, w, samkv_device_matrix_dtype(e->device), count);
     for (int i = 0; i < 8; i++) {
         const struct samkv_matmul m = {
             .x = x, .ldx = (size_t)n, .w = w, .y = y, .ldy = (size_t)n, .n = n, .in = n, .out = n};

@@ -193,7 +193,7 @@ void test_cache_rows(struct pair *p)
     } shapes[] = {{1, 1, 2, 2},     {5, 3, 20, 67},     {7, 2, 64, 136},  {9, 3, 80, 240},
                   {33, 5, 96, 480}, {67, 8, 128, 6144}, {3, 2, 256, 512}, {2, 1, 512, 512}};
     for (int i = 0; i < COUNT(shapes); i++) {
-        for (int j = 0; j < 6; j++) {
+        for (int j = 0; j < 8; j++) {
             const struct write_shape ws = {
                 .w = {.ld = shapes[i].ld,
                       .n = shapes[i].n,

@@ -45,11 +45,12 @@ static char *dump(const struct samkv_settings *s)
 /* A dump says where each value is from, in comments; values are what counts. */
 static void strip(char *text)
 {
-    char *to = text;
+    char *to = text, *models = strstr(text, "\n\n[");
     for (char *line = text, *next; *line; line = next) {
         next = line + strcspn(line, "\n");
         next += *next == '\n';
-        if (*line == ';' || strncmp(line, "config =", 8) == 0)
+        bool is_option = !models || line <= models; /* a model may be called config */
+        if (*line == ';' || (is_option && strncmp(line, "config =", 8) == 0))
             continue;
         memmove(to, line, (size_t)(next - line));
         to += next - line;

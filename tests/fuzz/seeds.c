@@ -74,6 +74,14 @@ static void model_seeds(void)
               "\"num_attention_heads\":2,\"intermediate_size\":10,\"vocab_size\":7,\"sliding_window\":null,"
               "\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4.0,\"original_max_position_embeddings\":32,"
               "\"attention_factor\":1.1,\"beta_fast\":32,\"beta_slow\":1}}");
+    text_seed("config", "smollm3",
+              "{\"architectures\":[\"SmolLM3ForCausalLM\"],\"num_hidden_layers\":4,\"hidden_size\":12,"
+              "\"num_attention_heads\":2,\"intermediate_size\":10,\"vocab_size\":7,\"no_rope_layers\":[1,1,1,0],"
+              "\"no_rope_layer_interval\":4,\"layer_types\":[\"full_attention\"],\"use_sliding_window\":false}");
+    text_seed("config", "phi3",
+              "{\"architectures\":[\"Phi3ForCausalLM\"],\"num_hidden_layers\":2,\"hidden_size\":12,"
+              "\"num_attention_heads\":2,\"intermediate_size\":10,\"vocab_size\":7,\"partial_rotary_factor\":1.0,"
+              "\"sliding_window\":4096,\"max_position_embeddings\":4096}");
     text_seed("safetensors", "empty", "\2\0\0\0\0\0\0\0{}");
     seed("safetensors", "nothing", "\2\0\0\0\0\0\0\0{}", 10, "", 0);
 }

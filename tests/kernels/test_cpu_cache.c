@@ -24,7 +24,7 @@ static double twin_theta(const struct samkv_kv_write *w, size_t i, const float *
     size_t dim = (size_t)w->head_dim;
     if (w->update == SAMKV_UPDATE_OVERWRITE || (int)i >= w->fresh_from)
         return 1.0;
-    if (w->update == SAMKV_UPDATE_THETA)
+    if (w->update == SAMKV_UPDATE_THETA || w->update == SAMKV_UPDATE_DELTA)
         return (double)w->theta;
     double dot = 0.0, a = 0.0, b = 0.0;
     for (size_t j = 0; j < dim; j++) {
@@ -46,8 +46,10 @@ static void check_written(const struct samkv_kv_write *w, size_t i, size_t row, 
         double theta = twin_theta(w, i, k, k0 + at);
         for (size_t j = 0; j < dim; j++) {
             double new_k = rotated(k, angles_of(w, i), dim, j), new_v = (double)v[j];
-            double want_k = theta < 1.0 ? (1.0 - theta) * (double)k0[at + j] + theta * new_k : new_k;
-            double want_v = theta < 1.0 ? (1.0 - theta) * (double)v0[at + j] + theta * new_v : new_v;
+            bool adds = w->update == SAMKV_UPDATE_DELTA && (int)i < w->fresh_from;
+            double keep = adds ? 1.0 : 1.0 - theta;
+            double want_k = keep > 0.0 ? keep * (double)k0[at + j] + theta * new_k : new_k;
+            double want_v = keep > 0.0 ? keep * (double)v0[at + j] + theta * new_v : new_v;
             check_near(((const float *)w->k_cache)[at + j], want_k, 1e-6, "K update %d row %zu", (int)w->update, i);
             check_near(((const float *)w->v_cache)[at + j], want_v, 1e-6, "V update %d row %zu", (int)w->update, i);
         }
@@ -119,6 +121,8 @@ START_TEST(test_kv_write)
         {.update = SAMKV_UPDATE_COSINE, .fresh_from = 5},
         {.update = SAMKV_UPDATE_THETA, .theta = 0.3f, .fresh_from = 6},
         {.update = SAMKV_UPDATE_THETA, .theta = 0.0f, .fresh_from = 1000},
+        {.update = SAMKV_UPDATE_DELTA, .theta = -1.0f, .fresh_from = 1000},
+        {.update = SAMKV_UPDATE_DELTA, .theta = 1.0f, .fresh_from = 5},
         {.update = SAMKV_UPDATE_OVERWRITE, .fresh_from = 0, .no_rope = true},
         {.update = SAMKV_UPDATE_COSINE, .fresh_from = 5, .no_rope = true},
     };

@@ -4,6 +4,7 @@
  */
 #include <check.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -242,6 +243,37 @@ START_TEST(test_position_is_only_a_rotation)
 }
 END_TEST
 
+/* A block that is chosen brings those beside it: what is kept are runs around the best ones, within the budget. */
+START_TEST(test_neighbours)
+{
+    static const uint32_t tokens[] = {160};
+    float scores[STABLE * 20] = {0};
+    for (int sides = SAMKV_NEIGHBOURS_NONE; sides <= SAMKV_NEIGHBOURS_BOTH; sides++) {
+        struct world w;
+        struct samkv_selection s;
+        world_init(&w, 3, tokens, 1, 8, 0);
+        for (uint32_t l = 0; l < STABLE; l++) {
+            scores[l * 20 + 7] = 3;
+            scores[l * 20 + 13] = 2;
+            scores[l * 20 + 0] = 1; /* nothing on its left */
+        }
+        w.input.scores = scores;
+        w.input.fixed = true;
+        w.input.neighbours = (enum samkv_neighbours)sides;
+        w.input.ratio = (sides == 0 ? 3 : sides == 1 ? 5 : 8) / 20.0;
+        selected(&w.input, &s);
+        check_invariants(&w, &s);
+        static const char *const expected[] = {"0 7 13 ", "0 6 7 12 13 ", "0 1 6 7 8 12 13 14 "};
+        char kept[64] = "";
+        for (uint32_t k = 0; k < s.documents[0].keep_count; k++)
+            sprintf(kept + strlen(kept), "%u ", s.documents[0].keep[k]);
+        ck_assert_str_eq(kept, expected[sides]);
+        samkv_selection_deinit(&s);
+        free(w.memory);
+    }
+}
+END_TEST
+
 START_TEST(test_all)
 {
     struct samkv_blocks blocks[3] = {samkv_blocks_make(33, 8, 8, 8), samkv_blocks_make(1, 8, 8, 8),
@@ -292,6 +324,7 @@ int main(void)
     tcase_add_test(tc, test_fixed_at_ratio_one_keeps_everything);
     tcase_add_test(tc, test_best_block_wins);
     tcase_add_test(tc, test_position_is_only_a_rotation);
+    tcase_add_test(tc, test_neighbours);
     tcase_add_test(tc, test_layers_without_rope);
     tcase_add_test(tc, test_all);
     suite_add_tcase(suite, tc);

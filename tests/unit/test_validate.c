@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/fetch/fetch.h"
+#include "daemon/fetch/evaluate.h"
 #include "daemon/net/validate.h"
 #include "daemon/store/store.h"
 
@@ -94,6 +95,12 @@ START_TEST(theta_and_enums)
         m.theta = bad[i];
         expect_invalid(samkv_check_fetch(&m.base, &err), "theta");
     }
+    m = good_fetch();
+    m.scoring = (Samkv__Scoring)5;
+    expect_invalid(samkv_check_fetch(&m.base, &err), "score 5");
+    m = good_fetch();
+    m.neighbours = (Samkv__Neighbours)3;
+    expect_invalid(samkv_check_fetch(&m.base, &err), "neighbours 3");
     m = good_fetch();
     m.selection = (Samkv__Selection)2;
     expect_invalid(samkv_check_fetch(&m.base, &err), "selection 2");
@@ -221,6 +228,45 @@ START_TEST(ask)
 }
 END_TEST
 
+START_TEST(evaluate)
+{
+    static char *ids[] = {"a"};
+    Samkv__EvaluateRequest m = SAMKV__EVALUATE_REQUEST__INIT;
+    Samkv__EvaluateVariant variant = SAMKV__EVALUATE_VARIANT__INIT, *variants[] = {&variant};
+    Samkv__FetchRequest way = SAMKV__FETCH_REQUEST__INIT;
+    Samkv__Tokens none = SAMKV__TOKENS__INIT;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "no document ids");
+    m.ids = ids;
+    m.n_ids = 1;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "the question is empty");
+    m.question.data = (uint8_t *)"why?";
+    m.question.len = 4;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "0 variants");
+    m.variants = variants;
+    m.n_variants = 1;
+    ck_assert_int_eq(samkv_check_evaluate(&m.base, &err), SAMKV_OK); /* nothing said: the full cache */
+    m.n_variants = SAMKV_MAX_VARIANTS + 1;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "257 variants");
+    m.n_variants = 1;
+    variant.fetch = &way;
+    way.ratio_given_case = SAMKV__FETCH_REQUEST__RATIO_GIVEN_RATIO;
+    way.ratio = 1.5;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "ratio");
+    way.ratio = 0.5;
+    variant.method = (Samkv__Evaluated)5;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "method 5");
+    variant.method = SAMKV__EVALUATED__EVALUATE_SAMKV;
+    variant.cut = (Samkv__Cut)-1;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "cut -1");
+    variant.cut = SAMKV__CUT__CUT_NONE;
+    variant.share = NAN;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "share");
+    variant.share = 0;
+    m.query_tokens = &none;
+    expect_invalid(samkv_check_evaluate(&m.base, &err), "as text and as tokens");
+}
+END_TEST
+
 START_TEST(bundles)
 {
     Samkv__ExportRequest e = SAMKV__EXPORT_REQUEST__INIT;
@@ -252,6 +298,7 @@ int main(void)
     tcase_add_test(tc, ingest);
     tcase_add_test(tc, collection_spec);
     tcase_add_test(tc, ask);
+    tcase_add_test(tc, evaluate);
     suite_add_tcase(suite, tc);
     SRunner *runner = srunner_create(suite);
     srunner_run_all(runner, CK_NORMAL);

@@ -38,7 +38,8 @@ class FetchOptions(Structure):
                 ("ratio", c_double), ("selection", c_int), ("stable_layers", POINTER(c_uint32)),
                 ("stable_layer_count", c_size_t), ("init_tokens", c_int64), ("local_tokens", c_int64),
                 ("update", c_int), ("theta", c_double), ("no_recompute", c_bool), ("positions", c_int),
-                ("with_query", c_bool), ("placement", c_int), ("deadline_ms", c_uint32), ("reserved", c_uint64 * 4)]
+                ("with_query", c_bool), ("placement", c_int), ("deadline_ms", c_uint32), ("scoring", c_int),
+                ("neighbours", c_int), ("reserved", c_uint64 * 3)]
 
 
 class AskOptions(Structure):
@@ -97,7 +98,8 @@ class CollectionInfo(Structure):
 
 class ModelInfo(Structure):
     _fields_ = [("name", c_char_p), ("path", c_char_p), ("device", c_char_p), ("fingerprint", c_char_p),
-                ("dtype", c_char_p), ("layers", c_uint32), ("context_tokens", c_uint32), ("weight_bytes", c_uint64)]
+                ("dtype", c_char_p), ("layers", c_uint32), ("context_tokens", c_uint32), ("weight_bytes", c_uint64),
+                ("chat", c_char_p)]
 
 
 class Counter(Structure):

@@ -14,7 +14,9 @@ Tokens = typing.Sequence[int]
 TextOrTokens = typing.Union[str, bytes, Tokens]
 
 _SELECTIONS = {"dynamic": 0, "fixed": 1}
-_UPDATES = {"overwrite": 0, "cosine": 1}
+_UPDATES = {"overwrite": 0, "cosine": 1, "delta": 3}
+_SCORES = {"mean": 0, "tokens": 1, "exact": 2, "last": 3, "attend": 4}
+_NEIGHBOURS = {"none": 0, "left": 1, "both": 2}
 _POSITIONS = {"original": 0, "compact": 1}
 _PLACEMENTS = {"host": 0, "device": 1}
 _METHODS = {"samkv": 0, "full": 1, "reuse": 2}
@@ -395,7 +397,7 @@ class Client:
     # ---------------------------------------------------------------------------------------------------- fetching
 
     def _fill(self, arena, options, ids, *, collection, ratio, selection, stable_layers, init_tokens, local_tokens,
-              update, recompute, positions):
+              update, recompute, positions, score, neighbours):
         options.collection = _name(collection)
         options.ids, options.id_count = arena.strings(ids)
         options.ratio, options.selection = -1 if ratio is None else ratio, _choice(_SELECTIONS, selection, "selection")
@@ -407,20 +409,25 @@ class Client:
         else:
             options.update = _choice(_UPDATES, update, "update")
         options.no_recompute, options.positions = not recompute, _choice(_POSITIONS, positions, "positions")
+        options.scoring = _choice(_SCORES, score, "score")
+        options.neighbours = _choice(_NEIGHBOURS, neighbours, "neighbours")
 
     def fetch(self, ids: typing.Sequence[str], query: TextOrTokens, *, collection: typing.Optional[str] = None,
               ratio: typing.Optional[float] = None, selection: str = "dynamic",
               stable_layers: typing.Optional[Tokens] = None, init_tokens: int = -1, local_tokens: int = -1,
               update: typing.Union[str, float] = "overwrite", recompute: bool = True, positions: str = "original",
-              with_query: bool = False, placement: str = "host", deadline_ms: int = 0) -> Cache:
+              with_query: bool = False, placement: str = "host", deadline_ms: int = 0,
+              score: str = "mean", neighbours: str = "none") -> Cache:
         """What a query (text or token ids) needs of some documents, as a ready-to-use KV cache.
 
         ids: in the order of the prompt. ratio: of the documents' tokens to keep, (0, 1]; None: what
         the model's calibration found, else 0.15. selection: "dynamic", where
         the budget is a bound, or "fixed", where it is filled. stable_layers: whose ranking of blocks is used; None: the
         model's. init_tokens, local_tokens: anchors, -1 the collection's. update: how recomputed K and V meet the cached
-        ones: "overwrite", "cosine", or a number theta in [0, 1]: theta * new + (1 - theta) * old. recompute=False
-        leaves them as stored. positions: "original", joint positions with gaps, or "compact": 0, 1, 2, …. with_query:
+        ones: "overwrite", "cosine", "delta" (what the other documents change is added; recomputes twice), or a number
+        theta in [0, 1]: theta * new + (1 - theta) * old. recompute=False leaves them as stored. score: of blocks: "mean"
+        of the query, each of its "tokens", or these against every stored key ("exact", "last", "attend"). neighbours: of
+        a chosen block that come along: "none", "left" or "both". positions: "original", joint positions with gaps, or "compact": 0, 1, 2, …. with_query:
         the query's rows and logits come along. placement: "host", or "device" for the memory of the daemon's GPU.
         deadline_ms: after so long the cache is of no use; then everything is recomputed where that is sooner than the
         sparse way, and TimedOut is raised at once where the daemon knows that neither is in time; it gives
@@ -430,7 +437,7 @@ class Client:
         call("samkv_fetch_options_init", ctypes.byref(options))
         self._fill(arena, options, ids, collection=collection, ratio=ratio, selection=selection,
                    stable_layers=stable_layers, init_tokens=init_tokens, local_tokens=local_tokens, update=update,
-                   recompute=recompute, positions=positions)
+                   recompute=recompute, positions=positions, score=score, neighbours=neighbours)
         if isinstance(query, (str, bytes)):
             options.query, options.query_bytes = arena.text(query)
         else:
@@ -446,7 +453,7 @@ class Client:
             collection: typing.Optional[str] = None, ratio: typing.Optional[float] = None, selection: str = "dynamic",
             stable_layers: typing.Optional[Tokens] = None, init_tokens: int = -1, local_tokens: int = -1,
             update: typing.Union[str, float] = "overwrite", recompute: bool = True,
-            positions: str = "original") -> Answer:
+            positions: str = "original", score: str = "mean", neighbours: str = "none") -> Answer:
         """The daemon's own model answers, greedily, over the sparse ("samkv"), the fully recomputed ("full") or the
         naively reused ("reuse") cache.
 
@@ -457,7 +464,7 @@ class Client:
         call("samkv_ask_options_init", ctypes.byref(options))
         self._fill(arena, options.fetch, ids, collection=collection, ratio=ratio, selection=selection,
                    stable_layers=stable_layers, init_tokens=init_tokens, local_tokens=local_tokens, update=update,
-                   recompute=recompute, positions=positions)
+                   recompute=recompute, positions=positions, score=score, neighbours=neighbours)
         options.question, options.question_bytes = arena.text(question)
         options.method, options.max_tokens, options.raw = _choice(_METHODS, method, "method"), max_tokens, raw
         pieces, raised = [], []
