@@ -11,7 +11,7 @@ static const struct ctl_command *const commands[] = {
     &ctl_command_ingest,  &ctl_command_fetch,  &ctl_command_ask,   &ctl_command_ls,     &ctl_command_show,
     &ctl_command_rm,      &ctl_command_status, &ctl_command_ping,  &ctl_command_verify, &ctl_command_export,
     &ctl_command_import,  &ctl_command_pin,    &ctl_command_unpin, &ctl_command_set,    &ctl_command_gc,
-    &ctl_command_compact, &ctl_command_trace,  &ctl_command_top,   &ctl_command_eval, &ctl_command_calibrate,
+    &ctl_command_compact, &ctl_command_trace,  &ctl_command_top,   &ctl_command_eval,   &ctl_command_calibrate,
 };
 #define COMMAND_COUNT (sizeof commands / sizeof *commands)
 

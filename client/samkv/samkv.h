@@ -654,8 +654,8 @@ struct samkv_reply {
         struct samkv_gc_answer gc;
         struct samkv_compact_answer compact;
         struct samkv_trace_answer trace;
-        struct samkv_evaluate_answer evaluate;
         struct samkv_calibrate_answer calibrate;
+        struct samkv_evaluate_answer evaluate;
         uint64_t reserved[64];
     } answer;
     struct samkv_reply_memory *owner;

@@ -45,7 +45,7 @@
     X(ASK_TOKENS,       "ask_tokens")                                               \
     X(REPAIRED,         "repaired_records")       /* damage computed again */       \
     X(TRACES,           "requests_trace")                                           \
-    X(EVALUATIONS,      "requests_evaluate")                                       \
+    X(EVALUATIONS,      "requests_evaluate")                                        \
     X(CALIBRATES,       "requests_calibrate")                                       \
     X(FETCH_RAISED,     "fetch_raised")           /* a gate asked for more */       \
     X(FETCH_FULL,       "fetch_full_quality")     /* or for everything */           \

@@ -27,6 +27,14 @@ enum samkv_placement {
     SAMKV_PLACE_DEVICE = 1, /* K and V in device memory that the client maps; UNSUPPORTED on a device without */
 };
 
+/* What a fetch did, and why. */
+enum samkv_decision {
+    SAMKV_DECISION_SPARSE = 0,       /* as it was asked */
+    SAMKV_DECISION_RAISED = 1,       /* sparse, but kept more: the collection's quality gate wants a higher ratio */
+    SAMKV_DECISION_FULL_QUALITY = 2, /* everything recomputed: the gate wants that */
+    SAMKV_DECISION_FULL_CHEAPER = 3, /* likewise: with the deadline in view it is done sooner than the sparse way */
+};
+
 /* How blocks are scored: the paper's way, with the query's mean against the blocks' means, or as score.h says. */
 enum samkv_scoring {
     SAMKV_SCORE_MEAN = 0,
@@ -34,14 +42,6 @@ enum samkv_scoring {
     SAMKV_SCORE_EXACT = 2,
     SAMKV_SCORE_LAST = 3,
     SAMKV_SCORE_ATTEND = 4,
-};
-
-/* What a fetch did, and why. */
-enum samkv_decision {
-    SAMKV_DECISION_SPARSE = 0,       /* as it was asked */
-    SAMKV_DECISION_RAISED = 1,       /* sparse, but kept more: the collection's quality gate wants a higher ratio */
-    SAMKV_DECISION_FULL_QUALITY = 2, /* everything recomputed: the gate wants that */
-    SAMKV_DECISION_FULL_CHEAPER = 3, /* likewise: with the deadline in view it is done sooner than the sparse way */
 };
 
 struct samkv_fetch_request {
@@ -54,14 +54,15 @@ struct samkv_fetch_request {
     size_t query_count;
     double ratio;                  /* (0, 1]; 0: the model's calibrated one, else 0.15 */
     double least_ratio;            /* the collection's quality gate keeps this much at least; 0: it does not ask */
+    bool uncalibrated;             /* the model's calibration is not used */
     bool full;                     /* nor does it trust that: everything is recomputed */
     double deadline_at_ms;         /* of samkv_now_ms: after it the reply is of no use; 0: no deadline */
     enum samkv_urgency urgency;    /* of what runs on the lane; 0 is URGENT */
     bool unseen;                   /* it is no use of the documents: eviction does not hear of it */
     bool fixed;                    /* selection=fixed, else dynamic */
+    const uint32_t *stable_layers; /* NULL: the model's calibrated ones, else the default */
     enum samkv_scoring scoring;
     enum samkv_neighbours neighbours;
-    const uint32_t *stable_layers; /* NULL: the model's calibrated ones, else the default */
     size_t stable_count;
     int64_t init_tokens, local_tokens; /* -1: the collection's */
     enum samkv_update update;

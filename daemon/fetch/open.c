@@ -71,7 +71,7 @@ static enum samkv_status read_calibrated(struct samkv_fetch_job *job, struct sam
     const struct samkv_fetch_request *r = job->request;
     struct samkv_calibration calibration;
     enum samkv_status found = SAMKV_NOT_FOUND;
-    if (!r->stable_count || r->ratio <= 0)
+    if (!r->uncalibrated && (!r->stable_count || r->ratio <= 0))
         found = samkv_calibration_load(job->snapshot, job->engine.model->fingerprint, job->engine.model->config.layers,
                                        &calibration, err);
     if (found != SAMKV_OK && found != SAMKV_NOT_FOUND && found != SAMKV_CORRUPT)

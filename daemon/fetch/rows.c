@@ -46,7 +46,7 @@ static uint32_t lay_out_document(struct samkv_fetch_job *job, uint32_t i, uint32
 {
     struct samkv_fetch_document *d = &job->documents[i];
     const struct samkv_selected *s = &job->selection.documents[i];
-    uint32_t passes = job->request->update == SAMKV_UPDATE_DELTA && !samkv_fetch_job_is_full(job) ? 2 : 1;
+    uint32_t passes = !samkv_fetch_job_is_full(job) && job->request->update == SAMKV_UPDATE_DELTA ? 2 : 1;
     d->first_kept_row = row;
     for (uint32_t k = 0; k < s->keep_count; k++) {
         uint32_t first = samkv_block_first(&d->blocks, s->keep[k]);

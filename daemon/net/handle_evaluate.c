@@ -62,6 +62,9 @@ static void read_variant(struct samkv_request *r, const Samkv__EvaluateVariant *
                                   .share = m->share > 0 ? m->share : DEFAULT_SHARE,
                                   .first_tokens = m->first_tokens ? m->first_tokens : DEFAULT_FIRST_TOKENS};
     samkv_fetch_message_read(r, m->fetch ? m->fetch : &nothing, collection, &out->fetch);
+    out->fetch.uncalibrated = true; /* what is compared must not depend on it */
+    if (!(out->fetch.ratio > 0))
+        out->fetch.ratio = SAMKV_FETCH_RATIO;
 }
 
 static enum samkv_status evaluate(struct samkv_request *r, const Samkv__EvaluateRequest *m,

@@ -7,7 +7,6 @@
 #include "daemon/net/handlers.h"
 #include "daemon/net/lease_watch.h"
 
-/* What was validated, in the job's own terms. Pointers are the message's. */
 void samkv_fetch_message_read(struct samkv_request *r, const Samkv__FetchRequest *m, const char *collection,
                               struct samkv_fetch_request *out)
 {
@@ -345,8 +344,8 @@ enum samkv_status samkv_handle_ask(struct samkv_request *r, const ProtobufCMessa
     if (st != SAMKV_OK)
         return st;
     samkv_fetch_message_read(r, m->fetch, collection, &request.fetch);
+    request.fetch.placement = SAMKV_PLACE_HOST; /* its cache goes nowhere */
     samkv_gates_apply(r->service->gates, &request.fetch);
-    request.fetch.placement = SAMKV_PLACE_HOST;                  /* its cache goes nowhere */
     if (request.fetch.full && request.method == SAMKV_ASK_SAMKV) /* the collection's quality needs it */
         request.method = SAMKV_ASK_FULL;
     struct ask_stream stream = {.request = r};

@@ -33,10 +33,10 @@ static const struct samkv_handler handlers[] = {
      samkv_handle_pin},
     {SAMKV_TYPE_GC, SAMKV_METRIC_GCS, SAMKV_RELAXED, &samkv__gc_request__descriptor, NULL, samkv_handle_gc,
      .unlimited = true},
-    {SAMKV_TYPE_EVALUATE, SAMKV_METRIC_EVALUATIONS, SAMKV_RELAXED, &samkv__evaluate_request__descriptor,
-     samkv_check_evaluate, samkv_handle_evaluate, .unlimited = true},
     {SAMKV_TYPE_CALIBRATE, SAMKV_METRIC_CALIBRATES, SAMKV_RELAXED, &samkv__calibrate_request__descriptor,
      samkv_check_calibrate, samkv_handle_calibrate, .unlimited = true},
+    {SAMKV_TYPE_EVALUATE, SAMKV_METRIC_EVALUATIONS, SAMKV_RELAXED, &samkv__evaluate_request__descriptor,
+     samkv_check_evaluate, samkv_handle_evaluate, .unlimited = true},
     {SAMKV_TYPE_TRACE, SAMKV_METRIC_TRACES, SAMKV_URGENT, &samkv__trace_request__descriptor, NULL, samkv_handle_trace},
 };
 

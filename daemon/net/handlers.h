@@ -23,8 +23,8 @@ SAMKV_HANDLER(samkv_handle_import);
 SAMKV_HANDLER(samkv_handle_configure);
 SAMKV_HANDLER(samkv_handle_pin);
 SAMKV_HANDLER(samkv_handle_gc);
-SAMKV_HANDLER(samkv_handle_evaluate);
 SAMKV_HANDLER(samkv_handle_calibrate);
+SAMKV_HANDLER(samkv_handle_evaluate);
 
 /* A remove request with `all`. */
 SAMKV_HANDLER(samkv_handle_remove_all);

@@ -416,8 +416,8 @@ class Client:
               ratio: typing.Optional[float] = None, selection: str = "dynamic",
               stable_layers: typing.Optional[Tokens] = None, init_tokens: int = -1, local_tokens: int = -1,
               update: typing.Union[str, float] = "overwrite", recompute: bool = True, positions: str = "original",
-              with_query: bool = False, placement: str = "host", deadline_ms: int = 0, score: str = "mean",
-              neighbours: str = "none") -> Cache:
+              with_query: bool = False, placement: str = "host", deadline_ms: int = 0,
+              score: str = "mean", neighbours: str = "none") -> Cache:
         """What a query (text or token ids) needs of some documents, as a ready-to-use KV cache.
 
         ids: in the order of the prompt. ratio: of the documents' tokens to keep, (0, 1]; None: what
