@@ -23,7 +23,8 @@ for _ in $(seq 100); do
     "$folder/samkvctl" ping >/dev/null 2>&1 && break
     sleep 0.2
 done
-timeout --signal INT --kill-after 60 "$seconds" "$folder/samkvctl" eval --resume --out "$results/results.jsonl" \
+# In the foreground: else the signal comes twice, to the program and to its group, and twice means at once.
+timeout --foreground --signal INT --kill-after 60 "$seconds" "$folder/samkvctl" eval --resume --out "$results/results.jsonl" \
     --html "$results/report.html" --json --parallel "${PARALLEL:-4}" "$@" >"$results/summary.json"
 code=$?
 wc -l "$results/results.jsonl"
