@@ -35,7 +35,8 @@ static const double default_ratios[] = {0.10, 0.15, 0.25, 0.5};
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
 static const struct ctl_option options[] = {
-    {"methods", "M,..", CTL_TEXTS, offsetof(struct eval_args, methods), "what is compared; see below [all of these]"},
+    {"methods", "M,..", CTL_TEXTS, offsetof(struct eval_args, methods),
+     "what is compared, see above [full, reuse, .., samkv in ten ways]"},
     {"ratios", "R,..", CTL_TEXTS, offsetof(struct eval_args, ratios),
      "of documents' tokens to keep [0.1,0.15,0.25,0.5]"},
     {"out", "FILE", CTL_TEXT, offsetof(struct eval_args, out), "results, a line of JSON a question"},

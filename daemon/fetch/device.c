@@ -298,13 +298,10 @@ static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, 
     p->index = malloc(n * job->stable_count * sizeof *p->index);
     p->scores = malloc(job->stable_count * blocks * sizeof *p->scores);
     p->documents = calloc(n, sizeof *p->documents);
-    if (samkv_fetch_job_scores_tokens(job)) {
-        size_t q_width = (size_t)job->collection.heads * job->collection.shape.head_dim;
-        p->q_rows = malloc(job->stable_count * samkv_fetch_job_scored_tokens(job) * q_width * sizeof *p->q_rows);
-        if (!p->q_rows)
-            return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
-    }
-    if (!p->positions || !p->first_block || !p->starts || !p->index || !p->scores || !p->documents)
+    bool rows = samkv_fetch_job_scores_tokens(job);
+    p->q_rows = rows ? samkv_fetch_job_rows_new(job) : NULL;
+    if ((rows && !p->q_rows) || !p->positions || !p->first_block || !p->starts || !p->index || !p->scores ||
+        !p->documents)
         return samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
     return list_init(&p->list, job, &job->planned, job->preamble_manifest.blocks + blocks + n * job->stable_count, err);
 }
@@ -347,9 +344,7 @@ static void add_index(struct plan *p)
 static void point_at_index(struct plan *p)
 {
     const struct samkv_record_want *wants = p->list.pins->wants + p->index_first;
-    if (p->q_rows)
-        return;
-    for (size_t i = 0; i < (size_t)p->job->document_count * p->job->stable_count; i++)
+    for (size_t i = 0; !p->q_rows && i < (size_t)p->job->document_count * p->job->stable_count; i++)
         p->index[i] = samkv_cached_memory(wants[i].entry);
 }
 

@@ -71,7 +71,7 @@ static enum samkv_status plan_init(struct plan *p, struct samkv_fetch_job *job, 
             (struct samkv_select_document){.blocks = job->documents[i].blocks, .start = job->documents[i].start};
     if (!samkv_fetch_job_scores_tokens(job))
         return SAMKV_OK;
-    p->q_rows = malloc(stable * samkv_fetch_job_scored_tokens(job) * q_width(job) * sizeof(float));
+    p->q_rows = samkv_fetch_job_rows_new(job);
     p->scores = malloc(stable * blocks * sizeof(float));
     return p->q_rows && p->scores ? SAMKV_OK : samkv_fail(err, SAMKV_NO_MEMORY, "out of memory");
 }

@@ -44,6 +44,12 @@ size_t samkv_fetch_job_scored_tokens(const struct samkv_fetch_job *job)
     return job->query_count < most ? job->query_count : most;
 }
 
+float *samkv_fetch_job_rows_new(const struct samkv_fetch_job *job)
+{
+    size_t width = (size_t)job->collection.heads * job->collection.shape.head_dim;
+    return malloc(job->stable_count * samkv_fetch_job_scored_tokens(job) * width * sizeof(float));
+}
+
 static bool is_exact(const struct samkv_fetch_job *job)
 {
     return job->request->scoring != SAMKV_SCORE_TOKENS;

@@ -17,6 +17,9 @@
 #define SAMKV_SCORED_TOKENS 256
 size_t samkv_fetch_job_scored_tokens(const struct samkv_fetch_job *);
 
+/* Room for Q of these tokens, [stable_count][scored tokens][heads * head_dim]; heap, NULL without memory. */
+float *samkv_fetch_job_rows_new(const struct samkv_fetch_job *);
+
 /*
  * q_rows: [stable_count][scored tokens][heads * head_dim], after RoPE at joint positions. scores: [stable_count][blocks
  * of all documents], as samkv_select takes them. On several threads; not for the lane. NO_MEMORY, TOO_LARGE, CORRUPT.

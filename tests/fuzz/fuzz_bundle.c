@@ -85,7 +85,9 @@ static void import(struct stream *s, int how, bool is_whole)
     FUZZ_REQUIRE(!status || !is_whole || status == SAMKV_FULL, "a whole bundle is refused: %s", err.text);
     struct samkv_store_stats stats;
     FUZZ_REQUIRE(!samkv_store_stats(store, &stats, &err), "%s", err.text);
-    FUZZ_REQUIRE(stats.names <= done.names, "%llu names of %llu", (unsigned long long)stats.names,
+    /* What is counted is there; and perhaps a name whose document was there before its copy turned out to be damaged.
+     */
+    FUZZ_REQUIRE(stats.names <= done.names + 1, "%llu names of %llu", (unsigned long long)stats.names,
                  (unsigned long long)done.names);
     samkv_store_close(store);
     remove_folder(path);
