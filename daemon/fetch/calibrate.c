@@ -414,16 +414,18 @@ static void choose_blocks(struct run *r)
         const struct samkv_larger_blocks larger = {factor, r->init_tokens, r->local_tokens, r->ratio};
         struct samkv_calibrate_variant *v = add_variant(r, SAMKV_VARIANT_BLOCKS, c->layers, c->layer_count);
         double sum = 0;
+        bool fits = true;
         for (uint32_t i = 0; i < r->out->samples; i++) {
             double held = samkv_observation_held(&r->samples[i].observation, c->layers, c->layer_count, &larger);
             sum += held > 0 ? held : 0;
+            fits = fits && (held >= 0 || factor == 1);
         }
-        v->recall = sum / r->out->samples;
+        v->recall = fits ? sum / r->out->samples : -1;
         v->fixed = true;
         snprintf(v->what, sizeof v->what, "blocks of %u", factor * r->block_tokens);
         if (factor == 1)
             today = v->recall;
-        if (v->recall >= NEARLY * today) {
+        if (fits && v->recall >= NEARLY * today) {
             best = v;
             c->block_tokens = factor * r->block_tokens;
         }

@@ -265,7 +265,9 @@ double samkv_observation_held(const struct samkv_observation *o, const uint32_t 
             .fixed = true,
         };
         if (samkv_select(&in, &selection, NULL) == SAMKV_OK) {
-            held = held_mass(o, &selection, larger->factor);
+            /* Anchors that break the budget hold more because more is kept, not because it was found. */
+            bool fair = larger->factor == 1 || !selection.anchors_exceed_budget;
+            held = fair ? held_mass(o, &selection, larger->factor) : -1;
             samkv_selection_deinit(&selection);
         }
     }

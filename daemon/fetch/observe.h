@@ -26,7 +26,8 @@ double samkv_observation_recall(const struct samkv_observation *, const uint32_t
 /*
  * What blocks of `factor` times the size would hold: of the attention that the middle blocks got (those of today's
  * size), the share of what a fixed selection of such larger blocks keeps at `ratio`, anchors included. A larger block's
- * score follows from those of the blocks that it is made of, since its mean of K is theirs. Negative: as above.
+ * score follows from those of the blocks that it is made of, since its mean of K is theirs. Negative: as above, or the
+ * anchors alone would exceed the ratio.
  */
 struct samkv_larger_blocks {
     uint32_t factor, init_tokens, local_tokens;
