@@ -400,12 +400,20 @@ static void dump_value(const struct samkv_options *o, const struct samkv_option 
     }
 }
 
+/* Whether a line of a file can give this name: a colon ends it there, and some begin something else. */
+static bool can_stand_in_file(const char *name, size_t bytes)
+{
+    return bytes > 0 && !memchr(name, ':', bytes) && !strchr("[;#", *name);
+}
+
 /* A list item "key=value" as the line that gives it; without a key, its place in the list is one. */
 static void dump_list(const struct samkv_list *list, FILE *out)
 {
     for (size_t i = 0; i < list->count; i++) {
         const char *item = list->items[i], *equals = strchr(item, '=');
-        if (equals && equals > item) {
+        if (equals && equals > item && !can_stand_in_file(item, (size_t)(equals - item))) {
+            fprintf(out, "; (only on the command line, for its name) %s\n", item);
+        } else if (equals && equals > item) {
             fprintf(out, "%.*s =", (int)(equals - item), item);
             dump_text(equals + 1, out);
             fputc('\n', out);
