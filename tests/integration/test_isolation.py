@@ -236,20 +236,22 @@ class Isolation(unittest.TestCase):
         return time.perf_counter() - start
 
     def test_the_clock_does_not_tell_either(self):
-        """Requests for a hidden and an absent collection take the same time. The bound is for busy machines; what was
-        measured is printed."""
+        """Who bets on the slower one of a hidden and an absent collection wins half of the time: a busy machine slows
+        both alike, so this holds there too. What was measured is printed."""
         rounds = 300 if under_sanitizer() else 1500
         self.alice.ingest("clock", self.some(1))
-        times = {"clock": [], "clack": [], "cluck": []}
+        times = {"clock": [], "clack": []}
+        order = list(times)
         with self.carol.connection() as c:
             for _ in range(rounds):
-                for name, taken in times.items():
-                    taken.append(self.timed(c, wire.SHOW, wire.message(f1="~%d/%s" % (ALICE, name), f2="d0")))
-        hidden, absent, other = (statistics.median(times[name]) for name in times)
-        spread = statistics.quantiles(times["clack"], n=4)
-        print("\n# hidden %.1f us, absent %.1f and %.1f us, quartiles %.1f apart" %
-              (1e6 * hidden, 1e6 * absent, 1e6 * other, 1e6 * (spread[2] - spread[0])), file=sys.stderr)
-        self.assertLess(abs(hidden - absent), max(2 * abs(absent - other), 0.25 * absent))
+                self.rng.shuffle(order)
+                for name in order:
+                    times[name].append(self.timed(c, wire.SHOW, wire.message(f1="~%d/%s" % (ALICE, name), f2="d0")))
+        won = sum(hidden > absent for hidden, absent in zip(*times.values())) / rounds
+        print("\n# hidden %.1f us, absent %.1f us, hidden is slower in %.1f %% of the rounds" %
+              (1e6 * statistics.median(times["clock"]), 1e6 * statistics.median(times["clack"]), 100 * won),
+              file=sys.stderr)
+        self.assertLess(abs(won - 0.5), 0.1)
 
     def test_nothing_is_shared_between_owners(self):
         """The same document ingested by somebody else is computed again, and takes its own place; twice by the same is
