@@ -47,6 +47,29 @@ static size_t wanted_rows(const struct samkv_eval *e, const struct samkv_fetch_j
     return rows;
 }
 
+struct clearing {
+    struct samkv_eval *e;
+    const struct samkv_fetch_job *job;
+    enum samkv_status status;
+    struct samkv_error *err;
+};
+
+/*
+ * Slots are read together, and rows of one that are not written yet, or that nobody uses, lie between others'. On the
+ * CPU what nobody looks at must be numbers too (0 times NaN is NaN), and memory that was used before may hold any bits.
+ */
+static void clear_on_lane(void *arg)
+{
+    struct clearing *c = arg;
+    const struct samkv_engine *engine = &c->job->engine;
+    const struct samkv_kv_cache *arena = &c->e->arena;
+    for (uint32_t l = 0; l < engine->model->config.layers; l++) {
+        engine->device->ops->zero(engine->stream, samkv_kv_cache_k(arena, l), arena->layer_stride_bytes);
+        engine->device->ops->zero(engine->stream, samkv_kv_cache_v(arena, l), arena->layer_stride_bytes);
+    }
+    c->status = engine->device->ops->sync(engine->stream, c->err);
+}
+
 static enum samkv_status allocate_arena(struct samkv_eval *e, const struct samkv_fetch_job *job,
                                         struct samkv_error *err)
 {
@@ -68,8 +91,12 @@ static enum samkv_status allocate_arena(struct samkv_eval *e, const struct samkv
         return status;
     status = device->unified ? samkv_kv_cache_init(&e->arena, job->engine.model, rows, err)
                              : samkv_fetch_device_cache_init(job, &e->arena, rows, err);
+    if (status)
+        return status;
     e->arena_rows = rows;
-    return status;
+    struct clearing clearing = {.e = e, .job = job, .err = err};
+    samkv_lane_call(job->engine.lane, SAMKV_URGENT, clear_on_lane, &clearing);
+    return clearing.status;
 }
 
 /* The job's cache is a slice of the arena. */
@@ -87,7 +114,6 @@ static void take_rows(struct samkv_eval *e, struct samkv_fetch_job *job)
 
 struct lane_work {
     struct samkv_fetch_job *job;
-    uint32_t spare_rows;
     enum samkv_status status;
     struct samkv_error *err;
 };
@@ -110,24 +136,6 @@ static void prefill_on_lane(void *arg)
         .cancelled = job->request->cancelled,
     };
     w->status = samkv_forward(job->engine.model, job->engine.stream, job->engine.workspace, &pass, &job->cache, w->err);
-}
-
-/*
- * The rows that an answer will take. Those of one slot lie between others' that are read together with it, and what
- * nobody looks at must be numbers on the CPU (0 times NaN is NaN).
- */
-static void clear_on_lane(void *arg)
-{
-    struct lane_work *w = arg;
-    struct samkv_fetch_job *job = w->job;
-    const struct samkv_model_config *c = &job->engine.model->config;
-    size_t row = (size_t)c->kv_heads * c->head_dim * samkv_dtype_bytes(job->engine.device->dtype);
-    for (uint32_t l = 0; l < c->layers; l++) {
-        uint8_t *k = samkv_kv_cache_k(&job->cache, l), *v = samkv_kv_cache_v(&job->cache, l);
-        job->engine.device->ops->zero(job->engine.stream, k + job->rows * row, w->spare_rows * row);
-        job->engine.device->ops->zero(job->engine.stream, v + job->rows * row, w->spare_rows * row);
-    }
-    w->status = job->engine.device->ops->sync(job->engine.stream, w->err);
 }
 
 static void mark_first_tokens(struct samkv_fetch_job *job, uint32_t first_tokens)
@@ -213,11 +221,6 @@ static enum samkv_status run(struct samkv_eval *e, struct samkv_fetch_job *job, 
     take_rows(e, job);
     slot->first_row = (uint32_t)e->used_rows;
     status = compute(variant, job, err);
-    if (!status) {
-        struct lane_work work = {.job = job, .spare_rows = samkv_eval_spare_rows(e), .err = err};
-        samkv_lane_call(job->engine.lane, SAMKV_URGENT, clear_on_lane, &work);
-        status = work.status;
-    }
     if (!status)
         status = note(e, job, slot, err);
     e->used_rows += rows;
