@@ -109,6 +109,19 @@ class Daemon:
         text = self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
         return "\n".join(text.splitlines()[-lines:])
 
+    def programs_for_all(self, *names):
+        """Copies of programs and the library where every user gets, for tests that are others: a checkout may lie where
+        only root does. Returns their folder and what the environment needs."""
+        programs = self.folder / "programs"
+        os.chmod(self.folder, 0o711)
+        if not programs.exists():
+            (programs / "bin").mkdir(parents=True)
+            shutil.copytree(self.binaries.parent / "lib", programs / "lib")
+        for name in names:
+            if not (programs / "bin" / name).exists():
+                shutil.copy(self.binaries / name, programs / "bin")
+        return programs / "bin", {"LD_LIBRARY_PATH": str(programs / "lib")}
+
     def command(self, *arguments):
         """The command line of samkvctl for this daemon."""
         return [str(self.binaries / "samkvctl"), "--socket", str(self.socket), *map(str, arguments)]

@@ -31,8 +31,11 @@ class User:
         self.daemon, self.uid, self.groups = daemon, uid, list(groups)
 
     def ctl(self, *arguments, text=None):
-        return subprocess.run(self.daemon.command(*arguments), input=text, capture_output=True, text=True, check=False,
-                              user=self.uid, group=self.uid, extra_groups=self.groups, timeout=DEADLINE_S)
+        programs, environment = self.daemon.programs_for_all("samkvctl")
+        command = [programs / "samkvctl"] + self.daemon.command(*arguments)[1:]
+        return subprocess.run(command, input=text, capture_output=True, text=True, check=False, user=self.uid,
+                              group=self.uid, extra_groups=self.groups, timeout=DEADLINE_S,
+                              env=dict(os.environ, **environment))
 
     def json(self, *arguments, text=None):
         done = self.ctl(*arguments, "--json", text=text)

@@ -20,7 +20,7 @@ import time
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "integration"))
 import cases
 import models
-from harness import BIN, Daemon, documents_jsonl, under_sanitizer
+from harness import Daemon, documents_jsonl, under_sanitizer
 
 SHARED_DOCUMENTS = 16       # as load_clients.c has it
 USERS = (5001, 5002, 5003, 5004)
@@ -29,9 +29,11 @@ SETTLE_S = 30
 
 
 def clients_of(daemon, uid, count, options, seed, hidden):
-    command = [BIN / "load_clients", daemon.socket, count, options.seconds, options.pause, seed, hidden]
+    programs, environment = daemon.programs_for_all("load_clients")
+    command = [programs / "load_clients", daemon.socket, count, options.seconds, options.pause, seed, hidden]
     become = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **become)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False,
+                          env=dict(os.environ, **environment), **become)
     sys.stderr.write(done.stderr)
     if done.returncode:
         raise SystemExit("load_clients ended with %d" % done.returncode)
@@ -107,6 +109,7 @@ def run(options, daemon):
         daemon.json("ingest", "-", "--collection", "hidden", text=documents_jsonl({"s0": cases.tokens(rng, 60)}))
         os.chmod(daemon.folder, 0o711)
         os.chmod(daemon.socket, 0o666)
+    daemon.programs_for_all("load_clients")     # before threads ask for them
     before, fds = daemon.json("status")["counters"], daemon.open_fds()
     share = options.clients // len(users)
     with concurrent.futures.ThreadPoolExecutor() as pool:
