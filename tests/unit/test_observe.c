@@ -128,9 +128,11 @@ END_TEST
 
 START_TEST(a_gate_comes_back_and_is_checked)
 {
-    struct samkv_gate gate = {0}, got;
+    static struct samkv_gate gate, got; /* static: padding is zero, and they are compared as bytes */
+    static struct samkv_quality_target target;
     double share;
-    struct samkv_quality_target target = {SAMKV_QUALITY_KL, 0.05};
+    target.metric = SAMKV_QUALITY_KL;
+    target.value = 0.05;
     samkv_gate_set(&gate, &target);
     for (int i = 0; i < 20; i++)
         samkv_gate_observe(&gate, gate.level, &(struct samkv_closeness){.kl = 0.3});
