@@ -67,22 +67,7 @@ static enum samkv_status sparse_prompt(struct answer *a)
 static void prefill_on_lane(void *arg)
 {
     struct answer *a = arg;
-    struct samkv_fetch_job *job = &a->job;
-    /* Every token in its place: row, position and visible keys are the same thing. `index` is not needed, so it lends
-     * its memory to the limits. */
-    for (uint32_t i = 0; i < job->rows; i++)
-        job->index[i] = (int32_t)i + 1;
-    const struct samkv_pass pass = {
-        .n = (int)job->rows,
-        .ids = job->tokens,
-        .positions = job->position,
-        .cache_rows = job->position,
-        .limits = job->index,
-        .depth = job->engine.model->config.layers,
-        .logits = job->logits,
-        .cancelled = job->request->cancelled,
-    };
-    a->status = samkv_forward(job->engine.model, job->engine.stream, job->engine.workspace, &pass, &job->cache, a->err);
+    a->status = samkv_fetch_job_prefill_in_place(&a->job, a->err);
 }
 
 /* full: the same tokens, prefilled jointly; nothing stored is used but the tokens. */

@@ -121,21 +121,7 @@ struct lane_work {
 static void prefill_on_lane(void *arg)
 {
     struct lane_work *w = arg;
-    struct samkv_fetch_job *job = w->job;
-    /* As in ask.c: row, position and visible keys are the same thing, and `index` lends its memory to the limits. */
-    for (uint32_t i = 0; i < job->rows; i++)
-        job->index[i] = (int32_t)i + 1;
-    const struct samkv_pass pass = {
-        .n = (int)job->rows,
-        .ids = job->tokens,
-        .positions = job->position,
-        .cache_rows = job->position,
-        .limits = job->index,
-        .depth = job->engine.model->config.layers,
-        .logits = job->logits,
-        .cancelled = job->request->cancelled,
-    };
-    w->status = samkv_forward(job->engine.model, job->engine.stream, job->engine.workspace, &pass, &job->cache, w->err);
+    w->status = samkv_fetch_job_prefill_in_place(w->job, w->err);
 }
 
 static void mark_first_tokens(struct samkv_fetch_job *job, uint32_t first_tokens)

@@ -17,6 +17,23 @@ enum samkv_status samkv_fetch_job_keep_full(struct samkv_fetch_job *job, struct 
     return status;
 }
 
+enum samkv_status samkv_fetch_job_prefill_in_place(struct samkv_fetch_job *job, struct samkv_error *err)
+{
+    for (uint32_t i = 0; i < job->rows; i++)
+        job->index[i] = (int32_t)i + 1;
+    const struct samkv_pass pass = {
+        .n = (int)job->rows,
+        .ids = job->tokens,
+        .positions = job->position,
+        .cache_rows = job->position,
+        .limits = job->index,
+        .depth = job->engine.model->config.layers,
+        .logits = job->logits,
+        .cancelled = job->request->cancelled,
+    };
+    return samkv_forward(job->engine.model, job->engine.stream, job->engine.workspace, &pass, &job->cache, err);
+}
+
 /* A step on its way to the lane. */
 struct step {
     struct samkv_fetch_job *job;

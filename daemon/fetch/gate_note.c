@@ -16,27 +16,12 @@ static size_t name_of(const char *collection, char name[SAMKV_NOTE_NAME_BYTES])
     return n > 0 && n < SAMKV_NOTE_NAME_BYTES ? (size_t)n : 0;
 }
 
-static void put_real(struct samkv_fields *f, double value)
-{
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    samkv_put_u64(f, bits);
-}
-
-static double get_real(struct samkv_fields *f)
-{
-    uint64_t bits = samkv_get_u64(f);
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 static void put_windows(struct samkv_fields *f, const struct samkv_gate_window *w)
 {
     for (int i = 0; i < SAMKV_GATE_LEVELS; i++) {
-        put_real(f, w[i].count);
-        put_real(f, w[i].sum);
-        put_real(f, w[i].squares);
+        samkv_put_real(f, w[i].count);
+        samkv_put_real(f, w[i].sum);
+        samkv_put_real(f, w[i].squares);
     }
 }
 
@@ -45,9 +30,9 @@ static bool get_windows(struct samkv_fields *f, struct samkv_gate_window *w)
 {
     bool sound = true;
     for (int i = 0; i < SAMKV_GATE_LEVELS; i++) {
-        w[i].count = get_real(f);
-        w[i].sum = get_real(f);
-        w[i].squares = get_real(f);
+        w[i].count = samkv_get_real(f);
+        w[i].sum = samkv_get_real(f);
+        w[i].squares = samkv_get_real(f);
         sound = sound && w[i].count >= 0 && w[i].sum >= 0 && w[i].squares >= 0 && isfinite(w[i].count) &&
                 isfinite(w[i].sum) && isfinite(w[i].squares);
     }
@@ -63,8 +48,8 @@ static enum samkv_status decode(const uint8_t *value, size_t bytes, struct samkv
     if (samkv_get_u32(&f) != FORM)
         return SAMKV_CORRUPT;
     gate->target.metric = (enum samkv_quality_metric)samkv_get_u32(&f);
-    gate->target.value = get_real(&f);
-    *share = get_real(&f);
+    gate->target.value = samkv_get_real(&f);
+    *share = samkv_get_real(&f);
     gate->level = samkv_get_u32(&f);
     bool sound = get_windows(&f, gate->recent) & get_windows(&f, gate->lasting);
     gate->measured = samkv_get_u64(&f);
@@ -101,8 +86,8 @@ enum samkv_status samkv_gate_save(struct samkv_store *store, const char *collect
     samkv_fields_write(&f, value, sizeof value);
     samkv_put_u32(&f, FORM);
     samkv_put_u32(&f, gate->target.metric);
-    put_real(&f, gate->target.value);
-    put_real(&f, share);
+    samkv_put_real(&f, gate->target.value);
+    samkv_put_real(&f, share);
     samkv_put_u32(&f, gate->level);
     put_windows(&f, gate->recent);
     put_windows(&f, gate->lasting);

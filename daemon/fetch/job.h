@@ -155,3 +155,7 @@ enum samkv_status samkv_fetch_job_fill(struct samkv_fetch_job *, void (*meanwhil
 /* What the reply says besides the memory. */
 enum samkv_status samkv_fetch_job_report(const struct samkv_fetch_job *, struct samkv_fetch_result *,
                                          struct samkv_error *) SAMKV_MUST_USE;
+
+/* On the lane: all rows in one joint pass, where every token is kept, so that row, position and visible keys are the
+ * same thing. `index` is not needed any more and lends its memory to the limits. */
+enum samkv_status samkv_fetch_job_prefill_in_place(struct samkv_fetch_job *, struct samkv_error *) SAMKV_MUST_USE;

@@ -20,21 +20,6 @@ static struct note_name name_of(const uint8_t fingerprint[16])
     return name;
 }
 
-static void put_real(struct samkv_fields *f, double value)
-{
-    uint64_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    samkv_put_u64(f, bits);
-}
-
-static double get_real(struct samkv_fields *f)
-{
-    uint64_t bits = samkv_get_u64(f);
-    double value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
-}
-
 /* Everything that others compute with. Comparisons are written so that NaN fails. */
 static bool is_sound(const struct samkv_calibration *c, uint32_t layers)
 {
@@ -58,14 +43,14 @@ static enum samkv_status decode(const uint8_t *value, size_t bytes, struct samkv
         return SAMKV_CORRUPT;
     for (uint32_t i = 0; i < out->layer_count; i++)
         out->layers[i] = samkv_get_u32(&f);
-    out->ratio = get_real(&f);
+    out->ratio = samkv_get_real(&f);
     out->block_tokens = samkv_get_u32(&f);
     out->init_tokens = (int64_t)samkv_get_u64(&f);
     out->local_tokens = (int64_t)samkv_get_u64(&f);
     out->samples = samkv_get_u32(&f);
-    out->recall = get_real(&f);
-    out->agreement = get_real(&f);
-    out->kl = get_real(&f);
+    out->recall = samkv_get_real(&f);
+    out->agreement = samkv_get_real(&f);
+    out->kl = samkv_get_real(&f);
     out->unix_s = (int64_t)samkv_get_u64(&f);
     return samkv_fields_complete(&f) ? SAMKV_OK : SAMKV_CORRUPT;
 }
@@ -104,14 +89,14 @@ enum samkv_status samkv_calibration_save(struct samkv_store *store, const struct
     samkv_put_u32(&f, c->layer_count);
     for (uint32_t i = 0; i < c->layer_count; i++)
         samkv_put_u32(&f, c->layers[i]);
-    put_real(&f, c->ratio);
+    samkv_put_real(&f, c->ratio);
     samkv_put_u32(&f, c->block_tokens);
     samkv_put_u64(&f, (uint64_t)c->init_tokens);
     samkv_put_u64(&f, (uint64_t)c->local_tokens);
     samkv_put_u32(&f, c->samples);
-    put_real(&f, c->recall);
-    put_real(&f, c->agreement);
-    put_real(&f, c->kl);
+    samkv_put_real(&f, c->recall);
+    samkv_put_real(&f, c->agreement);
+    samkv_put_real(&f, c->kl);
     samkv_put_u64(&f, (uint64_t)c->unix_s);
     return samkv_store_note_put(store, name.bytes, sizeof name.bytes, value, sizeof value - f.left, err);
 }

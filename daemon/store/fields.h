@@ -81,3 +81,19 @@ static inline uint8_t samkv_get_u8(struct samkv_fields *f) { return (uint8_t)sam
 static inline uint32_t samkv_get_u32(struct samkv_fields *f) { return (uint32_t)samkv_get_u64n(f, 4); }
 static inline uint64_t samkv_get_u64(struct samkv_fields *f) { return samkv_get_u64n(f, 8); }
 /* clang-format on */
+
+/* Doubles as their bits. */
+static inline void samkv_put_real(struct samkv_fields *f, double value)
+{
+    uint64_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    samkv_put_u64(f, bits);
+}
+
+static inline double samkv_get_real(struct samkv_fields *f)
+{
+    uint64_t bits = samkv_get_u64(f);
+    double value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
